@@ -1,0 +1,65 @@
+"""Bookkeeping shared by every hand-written backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manifold_resnet.functional._checks import without_autocast
+
+
+def differentiable(
+    forward: Callable[..., Tensor],
+    backward: Callable[..., tuple[Tensor | None, ...]],
+    *,
+    tensors: int,
+    keep_output: bool = False,
+) -> Callable[..., Tensor]:
+    """Join a plain forward and a plain backward function into one node of the autograd graph.
+
+    Only the inputs (and the output, on request) are kept for the backward pass. Because `backward` is made of differentiable torch
+    operations on those inputs, double backward and ``torch.func`` transforms come for free.
+
+    Parameters
+    ----------
+    forward : callable
+        ``forward(*tensors, *static)`` returns one tensor.
+    backward : callable
+        ``backward(grad, needs, *tensors, *static)`` returns one gradient (or None) per tensor; ``needs[i]`` says
+        whether the i-th gradient will be used.
+    tensors : int
+        How many of the leading positional arguments are tensors (or None); the rest is static.
+    keep_output : bool
+        Keep the output too, as the last of the tensors that `backward` gets. For results that are costly to recompute.
+
+    Returns
+    -------
+    callable
+        Takes the arguments of `forward`, positionally.
+    """
+
+    class Op(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*args: Any) -> Tensor:
+            with without_autocast(args[0]):
+                return forward(*args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.save_for_backward(*inputs[:tensors], *([output] if keep_output else []))
+            ctx.static = inputs[tensors:]
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            # only the gradients of the tensors can be needed, the rest of needs_input_grad is False
+            with without_autocast(grads[0]):
+                result = backward(*grads, ctx.needs_input_grad, *ctx.saved_tensors, *ctx.static)
+            return *result, *(None,) * len(ctx.static)
+
+    Op.__name__ = Op.__qualname__ = forward.__name__.strip("_")
+    return Op.apply

@@ -1,0 +1,282 @@
+r"""Three charts of the hyperbolic space of curvature :math:`-c`, and the radial maps between them.
+
+========== ======================================================================= ==========================================
+chart      coordinates                                                              used for
+========== ======================================================================= ==========================================
+ball       :math:`x`, :math:`c\|x\|^2 < 1`                                          what users and geoopt see
+tangent    :math:`u = \log_0 x`; the distance to the origin is :math:`2\|u\|`       input of linear maps, ReLU
+hyperboloid :math:`h = \sinh(2\sqrt{c}\|u\|)\,u/\|u\|`, the spatial part of a point   output of linear maps, batch
+           of the unit hyperboloid (time part :math:`\sqrt{1+\|h\|^2}`)             normalisation, residuals
+========== ======================================================================= ==========================================
+
+Going from one to another scales each vector by one number, so a conversion is one scalar per point. Only the ball is bounded:
+in float32 it has no room beyond a distance of about :math:`17/\sqrt{c}`, and geoopt keeps points within
+:math:`6.2/\sqrt{c}`. The other two charts have no such limit, which is why the bound on the distance from the origin is
+an explicit argument here (`max_distance`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from manifold_resnet.functional import _even
+from manifold_resnet.functional._autograd import differentiable
+from manifold_resnet.functional._checks import Chart, check_chart, check_max_distance, curvature, full_precision
+
+#: Layers keep their outputs within this distance from the origin, in units of the curvature radius 1/sqrt(c).
+DEFAULT_MAX_DISTANCE = 6.0
+
+_GEOOPT_EPS = {torch.float32: 4e-3, torch.float64: 1e-5}  # geoopt.manifolds.stereographic.math.project
+
+
+def _factor(s: Tensor, c: Tensor, src: Chart, dst: Chart) -> Tensor:
+    """The radial factor of src -> dst for vectors of squared norm s."""
+    if src == dst:
+        return torch.ones_like(s)
+    if (src, dst) == ("ball", "tangent"):
+        return _even.artanhc(c * s)
+    if (src, dst) == ("tangent", "ball"):
+        return _even.tanhc(c * s)
+    if (src, dst) == ("ball", "hyperboloid"):
+        return 2 * c.sqrt() / (1 - c * s)
+    if (src, dst) == ("hyperboloid", "ball"):
+        return c.rsqrt() / (1 + torch.sqrt(1 + s))
+    if (src, dst) == ("tangent", "hyperboloid"):
+        return 2 * c.sqrt() * _even.sinhc(4 * c * s)
+    return 0.5 * c.rsqrt() * _even.asinhc(s)
+
+
+def _factor_derivatives(s: Tensor, c: Tensor, src: Chart, dst: Chart) -> tuple[Tensor, Tensor]:
+    """Derivatives of `_factor` with respect to s and c."""
+    if src == dst:
+        return torch.zeros_like(s), torch.zeros_like(s)
+    if (src, dst) == ("ball", "tangent"):
+        d = _even.artanhc_derivative(c * s)
+        return c * d, s * d
+    if (src, dst) == ("tangent", "ball"):
+        d = _even.tanhc_derivative(c * s)
+        return c * d, s * d
+    if (src, dst) == ("ball", "hyperboloid"):
+        half_lambda = 1 / (1 - c * s)
+        return 2 * c * c.sqrt() * half_lambda**2, c.rsqrt() * half_lambda * (1 + 2 * c * s * half_lambda)
+    if (src, dst) == ("hyperboloid", "ball"):
+        time = torch.sqrt(1 + s)
+        f = c.rsqrt() / (1 + time)
+        return -0.5 * f / (time * (1 + time)), -0.5 * f / c
+    if (src, dst) == ("tangent", "hyperboloid"):
+        x = 4 * c * s
+        d = _even.sinhc_derivative(x)
+        return 8 * c * c.sqrt() * d, c.rsqrt() * (_even.sinhc(x) + 2 * x * d)
+    return 0.5 * c.rsqrt() * _even.asinhc_derivative(s), -0.25 * c.rsqrt() / c * _even.asinhc(s)
+
+
+def _radius(delta: Tensor, c: Tensor, chart: Chart) -> Tensor:
+    """The norm that points at distance delta/sqrt(c) from the origin have in a chart."""
+    if chart == "hyperboloid":
+        return _even.sinh(delta)
+    return (torch.tanh(delta / 2) if chart == "ball" else delta / 2) * c.rsqrt()
+
+
+def _radius_derivatives(delta: Tensor, c: Tensor, chart: Chart) -> tuple[Tensor, Tensor]:
+    """Derivatives of `_radius` with respect to delta and c."""
+    if chart == "hyperboloid":
+        return torch.cosh(delta), torch.zeros_like(c)
+    r = _radius(delta, c, chart)
+    along = 0.5 * c.rsqrt() * (1 - c * r * r) if chart == "ball" else 0.5 * c.rsqrt()
+    return along, -0.5 * r / c
+
+
+def _bound(c: Tensor, distance: float, cap: float) -> tuple[Tensor, Tensor]:
+    """min(sqrt(c) * distance, cap), and its derivative with respect to c."""
+    if math.isinf(distance):
+        return torch.full_like(c, cap), torch.zeros_like(c)
+    delta = c.sqrt() * distance
+    return delta.clamp(max=cap), torch.where(delta < cap, 0.5 * distance * c.rsqrt(), torch.zeros_like(c))
+
+
+def _radial(x: Tensor, c: Tensor, src: Chart, dst: Chart, distance: float, cap: float, dim: int, relu: bool) -> Tensor:
+    s = (x * x).sum(dim, keepdim=True)
+    if math.isinf(distance) and math.isinf(cap):
+        f = _factor(s, c, src, dst)
+    else:
+        delta, _ = _bound(c, distance, cap)
+        outside = s > _radius(delta, c, src) ** 2
+        f = torch.where(
+            outside,
+            _radius(delta, c, dst) * torch.where(outside, s, torch.ones_like(s)).rsqrt(),
+            _factor(torch.where(outside, torch.zeros_like(s), s), c, src, dst),
+        )
+    return (f * x).relu() if relu else f * x
+
+
+def _radial_backward(
+    grad: Tensor,
+    needs: tuple[bool, ...],
+    x: Tensor,
+    c: Tensor,
+    src: Chart,
+    dst: Chart,
+    distance: float,
+    cap: float,
+    dim: int,
+    relu: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    if relu:
+        grad = torch.where(x > 0, grad, torch.zeros_like(grad))
+    s = (x * x).sum(dim, keepdim=True)
+    along = (grad * x).sum(dim, keepdim=True)
+    if math.isinf(distance) and math.isinf(cap):
+        f = _factor(s, c, src, dst)
+        f_s, f_c = _factor_derivatives(s, c, src, dst)
+    else:
+        delta, delta_c = _bound(c, distance, cap)
+        outside = s > _radius(delta, c, src) ** 2
+        inside_s = torch.where(outside, torch.zeros_like(s), s)
+        r = torch.where(outside, s, torch.ones_like(s)).rsqrt()
+        radius = _radius(delta, c, dst)
+        radius_delta, radius_c = _radius_derivatives(delta, c, dst)
+        f_s, f_c = _factor_derivatives(inside_s, c, src, dst)
+        f = torch.where(outside, radius * r, _factor(inside_s, c, src, dst))
+        f_s = torch.where(outside, -0.5 * radius * r**3, f_s)  # outside: no radial gradient
+        f_c = torch.where(outside, (radius_delta * delta_c + radius_c) * r, f_c)
+    grad_x = (grad * f).addcmul(x, 2 * f_s * along) if needs[0] else None
+    grad_c = (f_c * along).sum() if needs[1] else None
+    return grad_x, grad_c
+
+
+_radial_op = differentiable(_radial, _radial_backward, tensors=2)
+
+
+def _cap(src: Chart, dst: Chart, dtype: torch.dtype) -> float:
+    """Bound on sqrt(c) * distance that the number format imposes on points of the ball."""
+    cap = math.inf
+    if src == "ball":  # a point on or outside the boundary counts as just inside it
+        cap = 2 * math.atanh(1 - 2 * torch.finfo(dtype).eps)
+    if dst == "ball":
+        cap = min(cap, 2 * math.atanh(1 - _GEOOPT_EPS[dtype]))
+    return cap
+
+
+def convert(
+    x: Tensor,
+    src: Chart,
+    dst: Chart,
+    *,
+    c: Tensor | float,
+    dim: int = -1,
+    max_distance: float | None = math.inf,
+    relu: bool = False,
+) -> Tensor:
+    r"""Express points in another chart, and bound their distance from the origin.
+
+    Points farther than `max_distance` from the origin are moved along the geodesic towards it, onto the sphere of that radius.
+    The gradient is that of the projection onto the ball of radius `max_distance`: for points outside it has no radial part.
+    Points in the ball chart are always kept where geoopt keeps them too (``geoopt.PoincareBall.projx``).
+
+    Parameters
+    ----------
+    x : Tensor
+        Coordinates of the points in chart `src`, any shape, along `dim`.
+    src, dst : {"ball", "tangent", "hyperboloid"}
+        Charts of the input and of the output, see the module's documentation.
+    c : Tensor or float
+        The curvature of the space is ``-c``.
+    dim : int
+        The dimension the manifold runs along.
+    max_distance : float, optional
+        Largest geodesic distance from the origin. ``math.inf``: no bound; None: ``DEFAULT_MAX_DISTANCE / sqrt(c)``.
+    relu : bool
+        Apply ``max(., 0)`` to the result, in the same pass. Meant for ``dst="tangent"``.
+
+    Returns
+    -------
+    Tensor
+        Coordinates in chart `dst`, same shape as `x`.
+
+    Raises
+    ------
+    ValueError
+        If a chart is unknown, or `c` or `max_distance` is not positive.
+    TypeError
+        If `x` is not a floating point tensor.
+    """
+    check_chart(src, "src")
+    check_chart(dst, "dst")
+    check_max_distance(max_distance)
+    x = full_precision(x)
+    c = curvature(c, x)
+    cap = _cap(src, dst, x.dtype)
+    if max_distance is None:
+        max_distance, cap = math.inf, min(cap, DEFAULT_MAX_DISTANCE)
+    if src == dst and math.isinf(max_distance) and math.isinf(cap):
+        return x.relu() if relu else x
+    return _radial_op(x, c, src, dst, float(max_distance), cap, dim, relu)
+
+
+def ball_to_hyperboloid(x: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
+    r"""Ball point to hyperboloid chart, :math:`h = 2\sqrt{c}\,x/(1-c\|x\|^2)`, along `dim`. See `convert`."""
+    return convert(x, "ball", "hyperboloid", c=c, dim=dim)
+
+
+def hyperboloid_to_ball(h: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
+    r"""Hyperboloid chart to ball point, :math:`x = h/((1+\sqrt{1+\|h\|^2})\sqrt{c})`, along `dim`. See `convert`."""
+    return convert(h, "hyperboloid", "ball", c=c, dim=dim)
+
+
+def tangent_to_hyperboloid(u: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
+    r"""Tangent vector at the origin to hyperboloid chart, :math:`h = \sinh(2\sqrt{c}\|u\|)\,u/\|u\|`. See `convert`."""
+    return convert(u, "tangent", "hyperboloid", c=c, dim=dim)
+
+
+def hyperboloid_to_tangent(h: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
+    r"""Hyperboloid chart to tangent vector, :math:`u = \mathrm{asinh}(\|h\|)/(2\sqrt{c})\,h/\|h\|`. See `convert`."""
+    return convert(h, "hyperboloid", "tangent", c=c, dim=dim)
+
+
+def _time(h: Tensor, dim: int) -> Tensor:
+    return torch.sqrt(1 + (h * h).sum(dim, keepdim=True))
+
+
+def _time_backward(grad: Tensor, needs: tuple[bool, ...], h: Tensor, dim: int) -> tuple[Tensor]:
+    return (grad / _time(h, dim) * h,)
+
+
+_time_op = differentiable(_time, _time_backward, tensors=1)
+
+
+def time_component(h: Tensor, *, dim: int = -1) -> Tensor:
+    r"""Time part :math:`\sqrt{1+\|h\|^2} = \cosh(\sqrt{c}\,d(x, 0))` of points in the hyperboloid chart; keeps `dim`."""
+    return _time_op(full_precision(h, "h"), dim)
+
+
+def to_lorentz(x: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
+    """Ball points as points of ``geoopt.Lorentz(k=1/c)``, an isometry.
+
+    Parameters
+    ----------
+    x : Tensor
+        Ball points, ``n`` coordinates along `dim`.
+    c : Tensor or float
+        The curvature of the space is ``-c``.
+    dim : int
+        The dimension the manifold runs along.
+
+    Returns
+    -------
+    Tensor
+        Points of the hyperboloid of radius ``1/sqrt(c)``, ``n + 1`` coordinates along `dim`, time first.
+    """
+    x = full_precision(x)
+    c = curvature(c, x)
+    h = ball_to_hyperboloid(x, c=c, dim=dim)
+    return torch.cat([time_component(h, dim=dim), h], dim) * c.rsqrt()
+
+
+def from_lorentz(p: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
+    """Points of ``geoopt.Lorentz(k=1/c)`` (time first, along `dim`) as ball points. Inverse of `to_lorentz`."""
+    p = full_precision(p, "p")
+    c = curvature(c, p)
+    return hyperboloid_to_ball(p.narrow(dim, 1, p.shape[dim] - 1) * c.sqrt(), c=c, dim=dim)

@@ -1,0 +1,106 @@
+"""Average pooling by the Poincaré midpoint of each window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from manifold_resnet.functional._checks import Chart, check_chart, curvature, full_precision
+from manifold_resnet.functional.charts import convert
+from manifold_resnet.functional.midpoint import normalise_mean, time_excess
+
+Size = int | tuple[int, int]
+
+
+def _pool(
+    x: Tensor, average: Callable[[Tensor], Tensor], c: Tensor | float, in_chart: Chart, out_chart: Chart
+) -> Tensor:
+    if x.ndim != 4:
+        raise ValueError(f"x must have shape (batch, channels, H, W), got {tuple(x.shape)}")
+    check_chart(out_chart, "out_chart")
+    x = full_precision(x)
+    c = curvature(c, x)
+    h = convert(x, in_chart, "hyperboloid", c=c, dim=1)
+    # averaging the time part minus one makes padded zeros the origin
+    m = normalise_mean(average(h), average(time_excess(h, 1)), 1)
+    return convert(m, "hyperboloid", out_chart, c=c, dim=1)
+
+
+def poincare_avg_pool2d(
+    x: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    *,
+    c: Tensor | float,
+    in_chart: Chart = "ball",
+    out_chart: Chart = "ball",
+) -> Tensor:
+    """Poincaré midpoint of each window of an image of points.
+
+    Parameters
+    ----------
+    x : Tensor
+        Images of points, ``(batch, channels, H, W)``, along dimension 1.
+    kernel_size, stride, padding, ceil_mode
+        As ``torch.nn.functional.avg_pool2d``.
+    count_include_pad : bool
+        Whether padded pixels count as points at the origin or are left out.
+    c : Tensor or float
+        The curvature of the space is ``-c``.
+    in_chart, out_chart : {"ball", "tangent", "hyperboloid"}
+        Charts of the input and of the result.
+
+    Returns
+    -------
+    Tensor
+        Images of points, ``(batch, channels, H_out, W_out)``.
+
+    Raises
+    ------
+    ValueError
+        If `x` is not four-dimensional, a chart is unknown or `c` is not positive.
+    """
+
+    def average(t: Tensor) -> Tensor:
+        return F.avg_pool2d(t, kernel_size, stride, padding, ceil_mode, count_include_pad)
+
+    return _pool(x, average, c, in_chart, out_chart)
+
+
+def poincare_adaptive_avg_pool2d(
+    x: Tensor,
+    output_size: int | tuple[int | None, int | None],
+    *,
+    c: Tensor | float,
+    in_chart: Chart = "ball",
+    out_chart: Chart = "ball",
+) -> Tensor:
+    """Poincaré midpoint of each cell of a grid of `output_size` cells over an image of points.
+
+    Parameters
+    ----------
+    x : Tensor
+        Images of points, ``(batch, channels, H, W)``, along dimension 1.
+    output_size
+        As ``torch.nn.functional.adaptive_avg_pool2d``.
+    c : Tensor or float
+        The curvature of the space is ``-c``.
+    in_chart, out_chart : {"ball", "tangent", "hyperboloid"}
+        Charts of the input and of the result.
+
+    Returns
+    -------
+    Tensor
+        Images of points, ``(batch, channels, *output_size)``.
+
+    Raises
+    ------
+    ValueError
+        If `x` is not four-dimensional, a chart is unknown or `c` is not positive.
+    """
+    return _pool(x, lambda t: F.adaptive_avg_pool2d(t, output_size), c, in_chart, out_chart)

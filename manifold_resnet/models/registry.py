@@ -1,0 +1,112 @@
+"""From names to models."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import geoopt
+from torch import nn
+
+from manifold_resnet.models.euclidean import EuclideanResNet
+from manifold_resnet.models.hyperbolic import PoincareResNet
+
+_NAME = re.compile(r"(hyperbolic|euclidean|euclideanwhypclass)-(\d+)-(\d+)-(\d+)-resnet-(\d+)")
+_SCHEME = (
+    "hyperbolic|euclidean|euclideanwhypclass - three widths - resnet - depth, "
+    "for example hyperbolic-8-16-32-resnet-20 (depth = 6n + 2)"
+)
+
+#: Options that a variant stands for; options given explicitly win.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "paper": {"init": "paper", "scale": "scalar", "head": "fc", "weight_on": "tangent"},
+}
+
+_OPTIONS = {
+    "hyperbolic": {"residual", "activation", "mean", "scale", "head", "init", "weight_on", "bias", "max_distance"},
+    "euclideanwhypclass": {"init", "weight_on", "max_distance"},
+    "euclidean": set(),
+}
+
+
+def create_model(
+    name: str,
+    num_classes: int = 10,
+    *,
+    in_channels: int = 3,
+    c: float = 0.1,
+    learnable_c: bool = False,
+    variant: str | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Create a model from its name, the scheme of the authors' code.
+
+    Parameters
+    ----------
+    name : str
+        ``hyperbolic-8-16-32-resnet-20``: a kind, the widths of three groups, and the depth ``6n + 2``. Kinds are "hyperbolic"
+        (`PoincareResNet`), "euclidean" (its twin, `EuclideanResNet`) and "euclideanwhypclass" (the twin with a hyperbolic
+        classifier).
+    num_classes : int
+        Number of logits.
+    in_channels : int
+        Channels of the images; images of any size from 8 up are taken.
+    c : float
+        The curvature of the ball is ``-c``. Without effect on "euclidean".
+    learnable_c : bool
+        Learn c.
+    variant : {None, "paper"}
+        The configuration that learns best, or the published one (half the identity over the flattened patch, one Fréchet
+        variance, a fully connected head, weights as tangent vectors).
+    **options
+        Options of `PoincareResNet`, which win over the variant's. "euclideanwhypclass" takes ``init``, ``weight_on`` and
+        ``max_distance``, "euclidean" none; the options of a variant that a kind does not have are left out.
+
+    Returns
+    -------
+    torch.nn.Module
+        Takes images ``(batch, in_channels, H, W)``, returns logits ``(batch, num_classes)``.
+
+    Raises
+    ------
+    ValueError
+        If the name, the variant, an option or its value is unknown, or `c` is not positive.
+
+    Examples
+    --------
+    >>> import torch, manifold_resnet as mr
+    >>> model = mr.models.create_model("hyperbolic-8-16-32-resnet-20", num_classes=10, c=0.1)
+    >>> model(torch.randn(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"unknown model {name!r}: the scheme is {_SCHEME}")
+    kind = match[1]
+    first, second, third, depth = (int(g) for g in match.groups()[1:])
+    if min(first, second, third) < 1:
+        raise ValueError(f"the widths of {name!r} must be positive")
+    if depth < 8 or depth % 6 != 2:
+        near = max(8, 6 * round((depth - 2) / 6) + 2)
+        raise ValueError(f"the depth of {name!r} must be 6n + 2 with n >= 1 (8, 14, 20, 32, 56, 110, ...): try {near}")
+    if num_classes < 1 or in_channels < 1:
+        raise ValueError(f"num_classes and in_channels must be positive, got {num_classes} and {in_channels}")
+    if variant is not None and variant not in VARIANTS:
+        raise ValueError(f"variant must be None or one of {', '.join(VARIANTS)}; got {variant!r}")
+    unknown = sorted(set(options) - _OPTIONS[kind])
+    if unknown:
+        takes = ", ".join(sorted(_OPTIONS[kind])) or "none"
+        raise ValueError(f"{kind} models do not take the option {', '.join(unknown)}; options: {takes}")
+    if not (c > 0 and math.isfinite(c)):
+        raise ValueError(f"c must be positive and finite (the ball's sectional curvature is -c), got {c}")
+    defaults = {k: v for k, v in VARIANTS.get(variant or "", {}).items() if k in _OPTIONS[kind]}
+    options = {**defaults, **options}
+    widths, blocks = (first, second, third), (depth - 2) // 6
+    if kind == "hyperbolic":
+        ball = geoopt.PoincareBall(c, learnable=learnable_c)
+        return PoincareResNet(widths, blocks, num_classes, in_channels=in_channels, ball=ball, **options)
+    if kind == "euclidean":
+        return EuclideanResNet(widths, blocks, num_classes, in_channels=in_channels)
+    ball = geoopt.PoincareBall(c, learnable=learnable_c)
+    return EuclideanResNet(widths, blocks, num_classes, in_channels=in_channels, ball=ball, **options)

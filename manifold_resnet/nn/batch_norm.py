@@ -1,0 +1,234 @@
+"""Batch normalisation on the ball."""
+
+from __future__ import annotations
+
+import math
+
+import geoopt
+import torch
+from torch import Tensor, nn
+
+from manifold_resnet.functional._checks import Chart, curvature, full_precision
+from manifold_resnet.functional.batch_norm import (
+    Mean,
+    Scale,
+    batch_mean,
+    check_norm,
+    mean_of_sums,
+    normalise,
+)
+from manifold_resnet.functional.charts import convert
+from manifold_resnet.nn.base import BoundedModule
+
+
+class _PoincareBatchNorm(BoundedModule):
+    _ndims: tuple[int, ...]
+    running_sums: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+    log_scale: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        ball: geoopt.PoincareBall,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        mean: Mean = "midpoint",
+        scale: Scale = "channel",
+        max_distance: float | None = None,
+    ) -> None:
+        super().__init__(ball, 1, max_distance)
+        check_norm(mean, scale)
+        if num_features < 1:
+            raise ValueError(f"num_features must be positive, got {num_features}")
+        if not eps > 0:
+            raise ValueError(f"eps must be positive, got {eps}")
+        if momentum is not None and not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must be between 0 and 1 or None (cumulative average), got {momentum}")
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.affine, self.track_running_stats = affine, track_running_stats
+        self.mean: Mean = mean
+        self.scale: Scale = scale
+        like = {"dtype": ball.isp_c.dtype, "device": ball.isp_c.device}
+        shape = () if scale == "scalar" else (num_features,)
+        #: what standardised tangent vectors are multiplied by at first: puts points at distance one, whatever the width
+        self.base_gain = 1.0 if scale == "scalar" else 0.5 / math.sqrt(num_features)
+        if affine:
+            self.log_scale = nn.Parameter(torch.zeros(shape, **like))
+            self.bias = geoopt.ManifoldParameter(torch.zeros(num_features, **like), manifold=ball)
+        else:
+            self.register_parameter("log_scale", None)
+            self.register_parameter("bias", None)
+        if track_running_stats:
+            self.register_buffer("running_sums", torch.zeros(num_features + 1, **like))
+            self.register_buffer("running_var", torch.full(shape, self.base_gain**2, **like))
+            self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=ball.isp_c.device))
+        else:
+            for name in ("running_sums", "running_var", "num_batches_tracked"):
+                self.register_buffer(name, None)
+
+    @torch.no_grad()
+    def reset_running_stats(self) -> None:
+        """Forget the running statistics: the mean is the origin, and the norm does not scale."""
+        if self.running_sums is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            self.running_sums.zero_()
+            self.running_var.fill_(self.base_gain**2)
+            self.num_batches_tracked.zero_()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Forget the running statistics, and make the centre the origin and the scale the initial one."""
+        self.reset_running_stats()
+        if self.log_scale is not None and self.bias is not None:
+            self.log_scale.zero_()
+            self.bias.zero_()
+
+    @property
+    def running_mean(self) -> Tensor | None:
+        """The running mean as a ball point ``(num_features,)``; None if statistics are not tracked."""
+        if self.running_sums is None:
+            return None
+        return convert(mean_of_sums(self.running_sums), "hyperboloid", "ball", c=self.c)
+
+    def gain(self) -> Tensor | None:
+        """What standardised tangent vectors are multiplied by: 0-d or ``(num_features,)``, positive."""
+        if self.log_scale is None:
+            return None
+        return self.log_scale.exp() * self.base_gain
+
+    @torch.no_grad()
+    def _track(self, sums: Tensor, variance: Tensor, count: int) -> None:
+        if self.running_sums is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        unbiased = variance * (count / max(count - 1, 1))
+        if self.momentum is None:
+            weight = self.num_batches_tracked.to(sums.dtype).reciprocal()
+        else:
+            weight = sums.new_full((), self.momentum)
+        self.running_sums.lerp_(sums.to(self.running_sums.dtype), weight.to(self.running_sums.dtype))
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), weight.to(self.running_var.dtype))
+
+    def forward(
+        self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball", relu: bool = False
+    ) -> Tensor:
+        """Normalise points along dimension 1.
+
+        Parameters
+        ----------
+        x : Tensor
+            Points, ``(batch, num_features, ...)``.
+        in_chart, out_chart : {"ball", "tangent", "hyperboloid"}
+            Charts of `x` and of the result.
+        relu : bool
+            Apply the tangent ReLU in the same pass; needs ``out_chart="tangent"``.
+
+        Returns
+        -------
+        Tensor
+            Points, same shape. An empty batch stays empty and leaves the running statistics alone.
+
+        Raises
+        ------
+        ValueError
+            If `x` does not have `num_features` channels in dimension 1.
+        """
+        if x.ndim not in self._ndims or x.shape[1] != self.num_features:
+            kinds = " or ".join("(batch, {}{})".format(self.num_features, ", *" * (n - 2)) for n in self._ndims)
+            raise ValueError(f"x must have shape {kinds}, got {tuple(x.shape)}")
+        if relu and out_chart != "tangent":
+            raise ValueError(f"relu=True acts on tangent vectors and needs out_chart='tangent', got {out_chart!r}")
+        x = full_precision(x)
+        c = curvature(self.c, x)
+        h = convert(x, in_chart, "hyperboloid", c=c, dim=1)
+        if h.numel() == 0:
+            return self._bounded(h, out_chart, relu)
+        center = None if self.bias is None else convert(self.bias.as_subclass(Tensor), "ball", "hyperboloid", c=c)
+        gain = self.gain()
+        if gain is None and self.scale == "channel":
+            gain = h.new_full((self.num_features,), self.base_gain)
+        from_batch = self.training or self.running_sums is None
+        if from_batch:
+            mean, sums = batch_mean(h, about=self.mean, dim=1)
+            variance = None
+        elif self.running_sums is not None:
+            mean, variance = mean_of_sums(self.running_sums), self.running_var
+        y, variance = normalise(h, mean, variance, gain, center, c=c, scale=self.scale, eps=self.eps, dim=1)
+        if from_batch and self.training:
+            self._track(sums, variance, h.numel() // self.num_features)
+        return self._bounded(y, out_chart, relu)
+
+    def extra_repr(self) -> str:
+        parts = [
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}",
+            f"track_running_stats={self.track_running_stats}, mean={self.mean!r}, scale={self.scale!r}",
+            super().extra_repr(),
+        ]
+        return ", ".join(parts).rstrip(", ")
+
+
+def _doc(kind: str, shape: str) -> str:
+    return f"""Batch normalisation of {kind} about their Poincaré midpoint or Fréchet mean (van Spengler et al. 2023, sec. 3.3).
+
+    In training, statistics of the batch are used and running ones kept; in evaluation the running ones are used, so that one
+    image's output does not depend on the others in its batch.
+
+    Parameters
+    ----------
+    num_features : int
+        Channels C: the dimension of the ball, along dimension 1 of inputs {shape}.
+    ball : geoopt.PoincareBall
+        The manifold.
+    eps : float
+        Added to the variance.
+    momentum : float or None
+        Weight of the new batch in the running statistics; None: cumulative average.
+    affine : bool
+        Learn the centre and the scale.
+    track_running_stats : bool
+        Keep running statistics; without, evaluation uses the batch's.
+    mean : {{"midpoint", "frechet"}}
+        Closed-form midpoint, or iterative Fréchet mean with implicit gradient.
+    scale : {{"channel", "scalar"}}
+        Standardise each coordinate of the tangent vectors at the mean, or divide by one Fréchet variance (the paper).
+    max_distance : float, optional
+        Bound on the outputs' geodesic distance from the origin; None: ``DEFAULT_MAX_DISTANCE / sqrt(c)``.
+
+    Attributes
+    ----------
+    bias : geoopt.ManifoldParameter
+        ``(C,)``: the centre the mean is moved to, a ball point; the origin at first.
+    log_scale : torch.nn.Parameter
+        0-d or ``(C,)``: logarithm of the gain relative to the initial one, so the gain is positive by construction. At first
+        the gain is 1 ("scalar": mean squared distance 1) or ``0.5/sqrt(C)`` per channel (mean squared distance 1 too).
+    running_sums : Tensor
+        ``(C + 1,)``: average over batches of the hyperboloid coordinates' mean and of their time part's excess over one;
+        normalised, they are the joint midpoint, see `running_mean`.
+    running_var : Tensor
+        0-d squared geodesic distance, or ``(C,)`` squared tangent coordinates.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not one of those listed.
+    """
+
+
+class PoincareBatchNorm1d(_PoincareBatchNorm):
+    __doc__ = _doc("points", "``(batch, C)`` or ``(batch, C, L)``")
+    _ndims = (2, 3)
+
+
+class PoincareBatchNorm2d(_PoincareBatchNorm):
+    __doc__ = _doc("images of points", "``(batch, C, H, W)``")
+    _ndims = (4,)
+
+
+class PoincareBatchNorm3d(_PoincareBatchNorm):
+    __doc__ = _doc("volumes of points", "``(batch, C, D, H, W)``")
+    _ndims = (5,)

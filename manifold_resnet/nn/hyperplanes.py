@@ -1,0 +1,305 @@
+"""Layers made of distances to hyperplanes: fully connected, convolutions, multinomial logistic regression."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import geoopt
+import torch
+from torch import Tensor, nn
+
+from manifold_resnet.functional import (
+    expmap0,
+    logmap0,
+    poincare_conv,
+    poincare_linear,
+    poincare_mlr,
+)
+from manifold_resnet.functional._checks import Chart
+from manifold_resnet.functional.conv import _paddings, _per_dim
+from manifold_resnet.nn.base import BoundedModule
+from manifold_resnet.nn.init import initialisation
+
+WeightOn = Literal["ball", "tangent"]
+
+
+class _Hyperplanes(BoundedModule):
+    """Holds hyperplanes: their normals as points of the ball, their offsets as numbers."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: tuple[int, ...],
+        *,
+        ball: geoopt.PoincareBall,
+        dim: int,
+        bias: bool,
+        init: str,
+        weight_on: WeightOn,
+        max_distance: float | None,
+    ) -> None:
+        super().__init__(ball, dim, max_distance)
+        if weight_on not in ("ball", "tangent"):
+            raise ValueError(f"weight_on must be 'ball' or 'tangent', got {weight_on!r}")
+        for name, value in (("input", inputs), ("output", outputs)):
+            if value < 1:
+                raise ValueError(f"the number of {name} channels or features must be positive, got {value}")
+        self._fill = initialisation(init)
+        self.init = init
+        self.weight_on: WeightOn = weight_on
+        self._shape = (outputs, inputs, *kernel)
+        fan_in = inputs * math.prod(kernel)
+        #: length of a normal per length of the weight's tangent vector at the origin
+        self.weight_scale = 2 * math.sqrt(fan_in) if weight_on == "ball" else 1.0
+        dtype = ball.isp_c.dtype
+        empty = torch.empty(outputs, fan_in, dtype=dtype, device=ball.isp_c.device)
+        if weight_on == "ball":
+            self.weight = geoopt.ManifoldParameter(empty.zero_(), manifold=ball)
+        else:
+            self.weight = nn.Parameter(empty)
+        if bias:
+            self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype, device=empty.device))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialise again: normals by `init`, offsets zero."""
+        normals = torch.empty(self._shape, dtype=self.weight.dtype, device=self.weight.device)
+        self.set_normals(self._fill(normals))
+        if self.bias is not None:
+            self.bias.zero_()
+
+    @torch.no_grad()
+    def set_normals(self, normals: Tensor) -> None:
+        """Make the hyperplanes' normals these.
+
+        Parameters
+        ----------
+        normals : Tensor
+            Tangent vectors at the origin, as `normals` returns them or flattened to ``(out, -1)``.
+
+        Raises
+        ------
+        ValueError
+            If the shape differs, or a normal is so long that its point on the ball is out of the number format's reach.
+        """
+        if normals.numel() != self.weight.numel() or normals.shape[0] != self.weight.shape[0]:
+            raise ValueError(f"normals must have shape {self._shape}, got {tuple(normals.shape)}")
+        flat = normals.reshape(self.weight.shape).to(self.weight) / self.weight_scale
+        if self.weight_on == "ball":
+            point = expmap0(flat, c=self.c)
+            if not torch.allclose(logmap0(point, c=self.c), flat, rtol=1e-3, atol=1e-5):
+                longest = float(torch.linalg.vector_norm(flat, dim=1).max()) * self.weight_scale
+                raise ValueError(
+                    f"a normal of length {longest:.3g} does not fit on the ball of c={float(self.c):.3g} in {flat.dtype}: "
+                    f"use shorter normals, float64, or weight_on='tangent'"
+                )
+            flat = point
+        self.weight.copy_(flat)
+
+    def normals(self) -> Tensor:
+        """Normals of the hyperplanes, tangent vectors at the origin, ``(out, in, *kernel)``."""
+        weight: Tensor = self.weight
+        if self.weight_on == "ball":
+            weight = logmap0(weight.as_subclass(Tensor), c=self.c) * self.weight_scale
+        return weight.view(self._shape)
+
+    def extra_repr(self) -> str:
+        parts = [f"{self._shape[1]}, {self._shape[0]}"]
+        if len(self._shape) > 2:
+            parts.append(f"kernel_size={self._shape[2:]}")
+        parts += [f"bias={self.bias is not None}", f"init={self.init!r}", f"weight_on={self.weight_on!r}"]
+        return ", ".join([*parts, super().extra_repr()]).rstrip(", ")
+
+
+_PARAMETERS = """
+    ball : geoopt.PoincareBall
+        The manifold of the inputs, the outputs and the weight.
+    bias : bool
+        Learn the hyperplanes' offsets.
+    init : str
+        "gaussian", "orthogonal", "identity", "paper" or "normal", see `manifold_resnet.nn.init`.
+    weight_on : {"ball", "tangent"}
+        Keep normals as points of the ball (trained by Riemannian optimizers) or as tangent vectors at the origin (the paper)."""
+
+_ATTRIBUTES = """
+    weight : geoopt.ManifoldParameter
+        ``(out, fan_in)``: each row is a point p of the ball; the hyperplane's normal is ``weight_scale * log0(p)``. The
+        scale ``2 sqrt(fan_in)`` leaves room for every length in use even where c is large, and makes one Riemannian step
+        of length lr, the per-point step of geoopt's Adam, move the coordinates of a normal by lr in root mean square.
+        With ``weight_on="tangent"`` a plain parameter that holds the normals themselves.
+    bias : torch.nn.Parameter or None
+        ``(out,)``: offsets of the hyperplanes, numbers in units of tangent norm (half a distance), not points."""
+
+
+class PoincareLinear(_Hyperplanes):
+    __doc__ = f"""Poincaré fully connected layer along the last dimension (Shimizu et al. 2021, sec. 3.2).
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Dimensions of the input's and of the output's ball.{_PARAMETERS}
+    max_distance : float, optional
+        Bound on the outputs' geodesic distance from the origin; None: ``DEFAULT_MAX_DISTANCE / sqrt(c)``.
+
+    Attributes
+    ----------{_ATTRIBUTES}
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not one of those listed.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        ball: geoopt.PoincareBall,
+        bias: bool = True,
+        init: str = "gaussian",
+        weight_on: WeightOn = "ball",
+        max_distance: float | None = None,
+    ) -> None:
+        super().__init__(
+            in_features, out_features, (), ball=ball, dim=-1, bias=bias, init=init, weight_on=weight_on,
+            max_distance=max_distance,
+        )  # fmt: skip
+        self.in_features, self.out_features = in_features, out_features
+
+    def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
+        """Map points ``(..., in_features)`` in chart `in_chart` to points ``(..., out_features)`` in chart `out_chart`."""
+        h = poincare_linear(x, self.normals(), self.bias, c=self.c, in_chart=in_chart, out_chart="hyperboloid")
+        return self._bounded(h, out_chart)
+
+
+class PoincareMLR(_Hyperplanes):
+    __doc__ = f"""Poincaré multinomial logistic regression: logits are signed distances to hyperplanes, scaled by twice the
+    length of their normals (Shimizu et al. 2021, sec. 3.1).
+
+    Parameters
+    ----------
+    in_features : int
+        Dimension of the ball.
+    num_classes : int
+        Number of hyperplanes.{_PARAMETERS}
+
+    Attributes
+    ----------{_ATTRIBUTES}
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not one of those listed.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        ball: geoopt.PoincareBall,
+        bias: bool = True,
+        init: str = "gaussian",
+        weight_on: WeightOn = "ball",
+    ) -> None:
+        super().__init__(
+            in_features, num_classes, (), ball=ball, dim=-1, bias=bias, init=init, weight_on=weight_on,
+            max_distance=math.inf,
+        )  # fmt: skip
+        self.in_features, self.num_classes = in_features, num_classes
+
+    def forward(self, x: Tensor, in_chart: Chart = "ball") -> Tensor:
+        """Map points ``(..., in_features)`` in chart `in_chart` to logits ``(..., num_classes)``."""
+        return poincare_mlr(x, self.normals(), self.bias, c=self.c, in_chart=in_chart)
+
+
+class _PoincareConv(_Hyperplanes):
+    _spatial: int
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | str | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        *,
+        ball: geoopt.PoincareBall,
+        bias: bool = True,
+        init: str = "gaussian",
+        weight_on: WeightOn = "ball",
+        max_distance: float | None = None,
+    ) -> None:
+        kernel = _per_dim(kernel_size, self._spatial, "kernel_size", 1)
+        super().__init__(
+            in_channels, out_channels, kernel, ball=ball, dim=1, bias=bias, init=init, weight_on=weight_on,
+            max_distance=max_distance,
+        )  # fmt: skip
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel
+        self.stride = _per_dim(stride, self._spatial, "stride", 1)
+        self.dilation = _per_dim(dilation, self._spatial, "dilation", 1)
+        _paddings(padding, kernel, self.stride, self.dilation)
+        self.padding = padding
+
+    def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
+        """Map images of points ``(batch, in_channels, ...)`` to ``(batch, out_channels, ...)``, points along dimension 1."""
+        h = poincare_conv(
+            x, self.normals(), self.bias, self.stride, self.padding, self.dilation,
+            c=self.c, in_chart=in_chart, out_chart="hyperboloid",
+        )  # fmt: skip
+        return self._bounded(h, out_chart)
+
+    def extra_repr(self) -> str:
+        s = f"{super().extra_repr()}, stride={self.stride}, padding={self.padding!r}"
+        return s if set(self.dilation) == {1} else f"{s}, dilation={self.dilation}"
+
+
+def _conv_doc(spatial: int) -> str:
+    return f"""Poincaré {spatial}D convolution over images of points along dimension 1 (van Spengler et al. 2023, sec. 3.1).
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Dimensions of a pixel's ball in the input and in the output.
+    kernel_size, stride, padding, dilation
+        As ``torch.nn.Conv{spatial}d``. Padded pixels are the origin.{_PARAMETERS}
+    max_distance : float, optional
+        Bound on the outputs' geodesic distance from the origin; None: ``DEFAULT_MAX_DISTANCE / sqrt(c)``.
+
+    Attributes
+    ----------{_ATTRIBUTES}
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not one of those listed.
+    """
+
+
+class PoincareConv1d(_PoincareConv):
+    __doc__ = _conv_doc(1)
+    _spatial = 1
+
+
+class PoincareConv2d(_PoincareConv):
+    __doc__ = _conv_doc(2)
+    _spatial = 2
+
+
+class PoincareConv3d(_PoincareConv):
+    __doc__ = _conv_doc(3)
+    _spatial = 3
+
+
+__all__ = ["PoincareConv1d", "PoincareConv2d", "PoincareConv3d", "PoincareLinear", "PoincareMLR"]

@@ -1,0 +1,195 @@
+"""Layers without parameters: maps between the ball and its tangent space, activation, pooling, residual."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import geoopt
+from torch import Tensor
+
+from manifold_resnet.functional import (
+    convert,
+    mobius_residual,
+    poincare_adaptive_avg_pool2d,
+    poincare_avg_pool2d,
+    poincare_relu,
+)
+from manifold_resnet.functional._checks import Chart
+from manifold_resnet.nn.base import BoundedModule, PoincareModule
+
+
+class ExpMap0(BoundedModule):
+    """Exponential map at the origin: the way from Euclidean features onto the ball.
+
+    Parameters
+    ----------
+    ball : geoopt.PoincareBall
+        The manifold.
+    dim : int
+        The dimension the manifold runs along (1 for images).
+    max_distance : float, optional
+        Bound on the points' geodesic distance from the origin; None: ``DEFAULT_MAX_DISTANCE / sqrt(c)``.
+    """
+
+    def __init__(self, *, ball: geoopt.PoincareBall, dim: int = -1, max_distance: float | None = None) -> None:
+        super().__init__(ball, dim, max_distance)
+
+    def forward(self, u: Tensor, out_chart: Chart = "ball") -> Tensor:
+        """Map tangent vectors at the origin along `dim` to points in chart `out_chart`, same shape."""
+        if self._counts is not None:
+            self._count(convert(u, "tangent", "hyperboloid", c=self.c, dim=self.dim))
+        return convert(u, "tangent", out_chart, c=self.c, dim=self.dim, max_distance=self.max_distance)
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, [f"dim={self.dim}", super().extra_repr()]))
+
+
+class LogMap0(PoincareModule):
+    """Logarithmic map at the origin: the way from the ball back to Euclidean features.
+
+    Parameters
+    ----------
+    ball : geoopt.PoincareBall
+        The manifold.
+    dim : int
+        The dimension the manifold runs along (1 for images).
+    """
+
+    def __init__(self, *, ball: geoopt.PoincareBall, dim: int = -1) -> None:
+        super().__init__(ball, dim)
+
+    def forward(self, x: Tensor, in_chart: Chart = "ball") -> Tensor:
+        """Map points in chart `in_chart` along `dim` to tangent vectors at the origin, same shape."""
+        return convert(x, in_chart, "tangent", c=self.c, dim=self.dim)
+
+
+class PoincareReLU(PoincareModule):
+    """Tangent ReLU, ``exp0(max(log0(x), 0))`` (van Spengler et al. 2023, sec. 3).
+
+    Parameters
+    ----------
+    ball : geoopt.PoincareBall
+        The manifold.
+    dim : int
+        The dimension the manifold runs along.
+    """
+
+    def __init__(self, *, ball: geoopt.PoincareBall, dim: int = 1) -> None:
+        super().__init__(ball, dim)
+
+    def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
+        """Map points along `dim` to points, same shape."""
+        return poincare_relu(x, c=self.c, dim=self.dim, in_chart=in_chart, out_chart=out_chart)
+
+
+class PoincareAvgPool2d(PoincareModule):
+    """Poincaré midpoint of each window of images of points ``(batch, channels, H, W)``, along dimension 1.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding, ceil_mode
+        As ``torch.nn.AvgPool2d``.
+    count_include_pad : bool
+        Whether padded pixels count as points at the origin or are left out.
+    ball : geoopt.PoincareBall
+        The manifold.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        *,
+        ball: geoopt.PoincareBall,
+    ) -> None:
+        super().__init__(ball, 1)
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
+
+    def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
+        """Map images of points to smaller images of points."""
+        return poincare_avg_pool2d(
+            x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad,
+            c=self.c, in_chart=in_chart, out_chart=out_chart,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class PoincareAdaptiveAvgPool2d(PoincareModule):
+    """Poincaré midpoint of each cell of a grid over images of points ``(batch, channels, H, W)``, along dimension 1.
+
+    Parameters
+    ----------
+    output_size
+        As ``torch.nn.AdaptiveAvgPool2d``.
+    ball : geoopt.PoincareBall
+        The manifold.
+    """
+
+    def __init__(self, output_size: int | tuple[int | None, int | None], *, ball: geoopt.PoincareBall) -> None:
+        super().__init__(ball, 1)
+        self.output_size = output_size
+
+    def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
+        """Map images of points to images of points of size `output_size`."""
+        return poincare_adaptive_avg_pool2d(
+            x, self.output_size, c=self.c, in_chart=in_chart, out_chart=out_chart
+        )
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}"
+
+
+class PoincareResidual(BoundedModule):
+    """Möbius residual connection, ``f(x) (+) shortcut`` or ``shortcut (+) f(x)`` (van Spengler et al. 2023, sec. 3).
+
+    Parameters
+    ----------
+    ball : geoopt.PoincareBall
+        The manifold.
+    order : {"fr", "rf"}
+        "fr" is the paper's ``f(x) (+) shortcut``.
+    dim : int
+        The dimension the manifold runs along.
+    max_distance : float, optional
+        Bound on the sum's geodesic distance from the origin; None: ``DEFAULT_MAX_DISTANCE / sqrt(c)``.
+    """
+
+    def __init__(
+        self,
+        *,
+        ball: geoopt.PoincareBall,
+        order: Literal["fr", "rf"] = "fr",
+        dim: int = 1,
+        max_distance: float | None = None,
+    ) -> None:
+        super().__init__(ball, dim, max_distance)
+        if order not in ("fr", "rf"):
+            raise ValueError(f"order must be 'fr' (f(x) (+) shortcut) or 'rf' (shortcut (+) f(x)), got {order!r}")
+        self.order: Literal["fr", "rf"] = order
+
+    def forward(
+        self,
+        x: Tensor,
+        shortcut: Tensor,
+        in_chart: Chart = "ball",
+        shortcut_chart: Chart = "ball",
+        out_chart: Chart = "ball",
+        relu: bool = False,
+    ) -> Tensor:
+        """Add points of the same shape; `relu` applies the tangent ReLU in the same pass (``out_chart="tangent"``)."""
+        if relu and out_chart != "tangent":
+            raise ValueError(f"relu=True acts on tangent vectors and needs out_chart='tangent', got {out_chart!r}")
+        h = mobius_residual(
+            x, shortcut, c=self.c, dim=self.dim, order=self.order,
+            in_chart=in_chart, shortcut_chart=shortcut_chart, out_chart="hyperboloid",
+        )  # fmt: skip
+        return self._bounded(h, out_chart, relu)
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, [f"order={self.order!r}, dim={self.dim}", super().extra_repr()]))
