@@ -20,8 +20,8 @@ def differentiable(
 ) -> Callable[..., Tensor]:
     """Join a plain forward and a plain backward function into one node of the autograd graph.
 
-    Only the inputs (and the output, on request) are kept for the backward pass. Because `backward` is made of differentiable torch
-    operations on those inputs, double backward and ``torch.func`` transforms come for free.
+    Only the inputs (and the output, on request) are kept for the backward pass. Because `backward` is made of
+    differentiable torch operations on those inputs, double backward and ``torch.func`` transforms come for free.
 
     Parameters
     ----------

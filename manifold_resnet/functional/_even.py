@@ -1,12 +1,12 @@
 """Even hyperbolic functions of the squared argument, smooth at zero.
 
-Radial maps of the Poincaré ball need ``tanh(t)/t`` and its relatives, with ``t`` a norm. They are even in ``t``, hence smooth
-functions of ``X = t**2``, and written that way a zero vector needs no special treatment: no ``clamp_min``, no NaN gradient.
-Each function below comes with its derivative with respect to ``X``; around zero, where the closed form of the derivative
-would lose all digits, both switch to the Taylor series.
+Radial maps of the Poincaré ball need ``tanh(t)/t`` and its relatives, with ``t`` a norm. They are even in ``t``,
+hence smooth functions of ``X = t**2``, and written that way a zero vector needs no special treatment: no
+``clamp_min``, no NaN gradient. Each function below comes with its derivative with respect to ``X``; around zero,
+where the closed form of the derivative would lose all digits, both switch to the Taylor series.
 
-``sinh`` and ``asinh`` go through ``expm1`` and ``log1p`` of the absolute value: torch vectorises those, and they keep full
-precision for small as well as for large negative arguments.
+``sinh`` and ``asinh`` go through ``expm1`` and ``log1p`` of the absolute value, which keep full precision for small
+as well as for large negative arguments.
 """
 
 from __future__ import annotations
@@ -16,28 +16,56 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_SWITCH = 1e-2  # below this X, the series below are exact to float64
+# below this X the series with so many terms are exact to the number format, above it the closed forms lose few digits
+_SWITCH = {torch.float32: (5e-2, 5), torch.float64: (1e-2, 9)}
 _TANHC = (1.0, -1 / 3, 2 / 15, -17 / 315, 62 / 2835, -1382 / 155925, 21844 / 6081075, -929569 / 638512875)
 _ARTANHC = tuple(1 / (2 * k + 1) for k in range(9))
 _SINHC = (1.0, 1 / 6, 1 / 120, 1 / 5040, 1 / 362880, 1 / 39916800, 1 / 6227020800)
-_ASINHC = (1.0, -1 / 6, 3 / 40, -15 / 336, 105 / 3456, -945 / 42240, 10395 / 599040, -135135 / 9676800, 2027025 / 175472640)
+_ASINHC = (
+    1.0,
+    -1 / 6,
+    3 / 40,
+    -15 / 336,
+    105 / 3456,
+    -945 / 42240,
+    10395 / 599040,
+    -135135 / 9676800,
+    2027025 / 175472640,
+)
+
+
+def _log1p(x: Tensor) -> Tensor:
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.log1p(x)
+    # torch's log1p is several times slower on CPUs than its log: correct the rounding of 1 + x to first order
+    u = 1 + x
+    return u.log().sub_((u - 1).sub_(x).div_(u))
+
+
+def _expm1(x: Tensor) -> Tensor:
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.expm1(x)
+    # likewise: exp(x) = u exp(x - log u), where u is exp(x) rounded
+    u = x.exp()
+    return torch.addcmul(u - 1, u, x - u.log())
 
 
 def asinh(q: Tensor) -> Tensor:
     """Inverse hyperbolic sine, elementwise."""
     a = q.abs()
-    return torch.log1p(a + a * (a / (1 + torch.sqrt(1 + a * a)))).copysign(q)
+    return _log1p(torch.addcmul(a, a, a / (1 + torch.sqrt(1 + a * a)))).copysign(q)
 
 
 def sinh(y: Tensor) -> Tensor:
     """Hyperbolic sine, elementwise."""
-    m = torch.expm1(y.abs())
+    m = _expm1(y.abs())
     return (0.5 * (m + m / (m + 1))).copysign(y)
 
 
 def _horner(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
-    result = torch.full_like(x, coefficients[-1])
-    for a in reversed(coefficients[:-1]):
+    *rest, last = coefficients
+    result = x * last + rest.pop() if rest else torch.full_like(x, last)
+    for a in reversed(rest):
         result = result * x + a
     return result
 
@@ -47,15 +75,25 @@ def _derivative(coefficients: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _piecewise(x: Tensor, coefficients: tuple[float, ...], closed: Callable[[Tensor], Tensor]) -> Tensor:
-    small = x < _SWITCH
-    # both branches get harmless arguments, so that neither the value nor a derivative of the unused one is NaN
-    series = _horner(torch.where(small, x, torch.zeros_like(x)), coefficients)
-    return torch.where(small, series, closed(torch.where(small, torch.ones_like(x) * 0.5, x)))
+    switch, terms = _SWITCH[x.dtype]
+    small = x < switch
+    if torch.is_grad_enabled():
+        # both branches get harmless arguments, so that no derivative of the unused one is NaN
+        series = _horner(torch.where(small, x, torch.zeros_like(x)), coefficients[:terms])
+        return torch.where(small, series, closed(torch.where(small, torch.full_like(x, 0.5), x)))
+    return torch.where(small, _horner(x, coefficients[:terms]), closed(x))
+
+
+def _ratio(x: Tensor, coefficients: tuple[float, ...], closed: Callable[[Tensor], Tensor]) -> Tensor:
+    """As `_piecewise`, where the closed form is exact for all positive x: the series only serves derivatives."""
+    if torch.is_grad_enabled():
+        return _piecewise(x, coefficients, closed)
+    return closed(x.clamp_min(torch.finfo(x.dtype).tiny))
 
 
 def tanhc(x: Tensor) -> Tensor:
     """``tanh(t)/t`` as a function of ``x = t**2``."""
-    return _piecewise(x, _TANHC, lambda x: torch.tanh(x.sqrt()) / x.sqrt())
+    return _ratio(x, _TANHC, lambda x: torch.tanh(t := x.sqrt()) / t)
 
 
 def tanhc_derivative(x: Tensor) -> Tensor:
@@ -70,12 +108,12 @@ def tanhc_derivative(x: Tensor) -> Tensor:
 
 def _artanhc_closed(x: Tensor) -> Tensor:
     t = x.sqrt()
-    return 0.5 * torch.log1p(2 * t / (1 - t)) / t
+    return 0.5 * _log1p(2 * t / (1 - t)) / t
 
 
 def artanhc(x: Tensor) -> Tensor:
     """``artanh(t)/t`` as a function of ``x = t**2 < 1``."""
-    return _piecewise(x, _ARTANHC, _artanhc_closed)
+    return _ratio(x, _ARTANHC, _artanhc_closed)
 
 
 def artanhc_derivative(x: Tensor) -> Tensor:
@@ -85,7 +123,7 @@ def artanhc_derivative(x: Tensor) -> Tensor:
 
 def sinhc(x: Tensor) -> Tensor:
     """``sinh(t)/t`` as a function of ``x = t**2``."""
-    return _piecewise(x, _SINHC, lambda x: sinh(x.sqrt()) / x.sqrt())
+    return _ratio(x, _SINHC, lambda x: sinh(t := x.sqrt()) / t)
 
 
 def sinhc_derivative(x: Tensor) -> Tensor:
@@ -93,14 +131,15 @@ def sinhc_derivative(x: Tensor) -> Tensor:
 
     def closed(x: Tensor) -> Tensor:
         t = x.sqrt()
-        return (torch.cosh(t) - sinh(t) / t) / (2 * x)
+        sinh_t = sinh(t)
+        return (torch.sqrt(1 + sinh_t * sinh_t) - sinh_t / t) / (2 * x)
 
     return _piecewise(x, _derivative(_SINHC), closed)
 
 
 def asinhc(x: Tensor) -> Tensor:
     """``asinh(t)/t`` as a function of ``x = t**2``."""
-    return _piecewise(x, _ASINHC, lambda x: asinh(x.sqrt()) / x.sqrt())
+    return _ratio(x, _ASINHC, lambda x: asinh(t := x.sqrt()) / t)
 
 
 def asinhc_derivative(x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-r"""Operations of the Poincaré ball :math:`\{x : c\|x\|^2 < 1\}` of curvature :math:`-c`, each with a hand-written backward.
+r"""Operations of the Poincaré ball :math:`\{x : c\|x\|^2 < 1\}`, each with a hand-written backward.
 
-Values agree with the methods of the same name of ``geoopt.PoincareBall(c)``. Every function takes `c` as a number or a scalar
-tensor and is differentiable in it, and works along `dim`. The backward passes keep the inputs only (van Spengler et al. 2023,
-sec. 3.4), are smooth at zero vectors and can be differentiated again.
+Values agree with the methods of the same name of ``geoopt.PoincareBall(c)``. Every function takes `c` as a number or
+a scalar tensor and is differentiable in it, and works along `dim`. The backward passes keep the inputs only (van
+Spengler et al. 2023, sec. 3.4), are smooth at zero vectors and can be differentiated again.
 
 References
 ----------
@@ -34,7 +34,7 @@ def _open(x: Tensor) -> Tensor:
     return x.clamp_min(torch.finfo(x.dtype).eps ** 2)
 
 
-# -- Möbius addition ----------------------------------------------------------------------------------------------------------
+# -- Möbius addition -------------------------------------------------------------------------------------
 
 
 def _mobius_add(x: Tensor, y: Tensor, c: Tensor, dim: int) -> Tensor:
@@ -100,7 +100,7 @@ def _pair(x: Tensor, y: Tensor, c: Tensor | float) -> tuple[Tensor, Tensor, Tens
     return x, y, curvature(c, x)
 
 
-# -- exponential and logarithmic map at the origin, projection ---------------------------------------------------------------
+# -- exponential and logarithmic map at the origin, projection -------------------------------------------
 
 
 def expmap0(u: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
@@ -174,7 +174,7 @@ def project(x: Tensor, *, c: Tensor | float, dim: int = -1, eps: float | None = 
     return _radial_op(x, curvature(c, x), "ball", "ball", math.inf, 2 * math.atanh(1 - eps), dim, False)
 
 
-# -- conformal factor ---------------------------------------------------------------------------------------------------------
+# -- conformal factor ------------------------------------------------------------------------------------
 
 
 def _lambda_x(x: Tensor, c: Tensor, dim: int) -> Tensor:
@@ -213,7 +213,7 @@ def lambda_x(x: Tensor, *, c: Tensor | float, dim: int = -1, keepdim: bool = Fal
     return result if keepdim else result.squeeze(dim)
 
 
-# -- exponential and logarithmic map at a point ------------------------------------------------------------------------------
+# -- exponential and logarithmic map at a point ----------------------------------------------------------
 
 
 def _exp0(u: Tensor, c: Tensor, dim: int) -> Tensor:
@@ -328,7 +328,7 @@ def logmap(x: Tensor, y: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
     return _logmap_op(x, y, c, dim)
 
 
-# -- gyration and parallel transport ------------------------------------------------------------------------------------------
+# -- gyration and parallel transport ---------------------------------------------------------------------
 
 
 def _gyration(a: Tensor, b: Tensor, u: Tensor, c: Tensor, dim: int) -> Tensor:
@@ -366,9 +366,7 @@ def _gyration_backward(
 _gyration_op = differentiable(_gyration, _gyration_backward, tensors=4)
 
 
-def _triple(
-    x: Tensor, y: Tensor, u: Tensor, c: Tensor | float, name: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _triple(x: Tensor, y: Tensor, u: Tensor, c: Tensor | float, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     u = full_precision(u, name)
     x, y, _ = _pair(x, y, c)
     x, u, _ = _pair(x, u, c)
@@ -450,11 +448,12 @@ def transp(x: Tensor, y: Tensor, v: Tensor, *, c: Tensor | float, dim: int = -1)
     return _transp_op(x, y, v, c, dim)
 
 
-# -- distance -----------------------------------------------------------------------------------------------------------------
+# -- distance --------------------------------------------------------------------------------------------
 
 
 def _dist(x: Tensor, y: Tensor, c: Tensor, dim: int) -> Tensor:
-    a, b = _open(1 - c * _dot(x, x, dim)), _open(1 - c * _dot(y, y, dim))
+    eps = torch.finfo(x.dtype).eps
+    a, b = (1 - c * _dot(x, x, dim)).clamp_min(eps), (1 - c * _dot(y, y, dim)).clamp_min(eps)
     # half the chord on the hyperboloid: exact for points that are close, wherever they are
     chord = (x - y).square().sum(dim, keepdim=True) / (a * b)
     return 2 * _even.asinh((c * chord).sqrt()) * c.rsqrt()
@@ -464,7 +463,8 @@ def _dist_backward(
     grad: Tensor, needs: _Needs, x: Tensor, y: Tensor, c: Tensor, dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     x2, y2 = _dot(x, x, dim), _dot(y, y, dim)
-    a, b = _open(1 - c * x2), _open(1 - c * y2)
+    eps = torch.finfo(x.dtype).eps
+    a, b = (1 - c * x2).clamp_min(eps), (1 - c * y2).clamp_min(eps)
     difference = x - y
     chord = _dot(difference, difference, dim) / (a * b)
     zero = chord == 0
@@ -482,7 +482,10 @@ _dist_op = differentiable(_dist, _dist_backward, tensors=3)
 
 
 def dist(x: Tensor, y: Tensor, *, c: Tensor | float, dim: int = -1, keepdim: bool = False) -> Tensor:
-    r"""Geodesic distance :math:`\frac{2}{\sqrt c}\,\mathrm{asinh}\frac{\sqrt c\|x-y\|}{\sqrt{(1-c\|x\|^2)(1-c\|y\|^2)}}`.
+    r"""Geodesic distance.
+
+    .. math::
+        d(x, y) = \frac{2}{\sqrt c}\,\mathrm{asinh}\frac{\sqrt c\|x-y\|}{\sqrt{(1-c\|x\|^2)(1-c\|y\|^2)}}
 
     Parameters
     ----------
@@ -498,7 +501,8 @@ def dist(x: Tensor, y: Tensor, *, c: Tensor | float, dim: int = -1, keepdim: boo
     Returns
     -------
     Tensor
-        Distances, of the broadcast shape without `dim` (or with size one there). Where the points coincide, the gradient is 0.
+        Distances, of the broadcast shape without `dim` (or with size one there). Where the points coincide, the
+        gradient is 0.
     """
     x, y, c = _pair(x, y, c)
     result = _dist_op(x, y, c, dim)

@@ -33,21 +33,19 @@ from manifold_resnet.functional._checks import (
     full_precision,
     other_dims,
 )
-from manifold_resnet.functional.charts import _radial, _radial_backward, convert
+from manifold_resnet.functional.charts import _SINH_LIMIT, _factor_derivatives, _scale, convert
 from manifold_resnet.functional.frechet import (
     _TOLERANCE,
     hyperboloid_frechet_mean,
     translate,
-    translate_backward,
 )
-from manifold_resnet.functional.linear import _SINH_LIMIT
 from manifold_resnet.functional.midpoint import normalise_mean, time_excess
 
 Mean = Literal["midpoint", "frechet"]
 Scale = Literal["scalar", "channel"]
 
 
-# -- the pieces, each with its backward --------------------------------------------------------------------------------------
+# -- the pieces, each with its backward ------------------------------------------------------------------
 
 
 def _sums(h: Tensor, dim: int) -> Tensor:
@@ -68,48 +66,112 @@ _sums_op = differentiable(_sums, _sums_backward, tensors=1)
 
 
 def _center(h: Tensor, m: Tensor, c: Tensor, dim: int) -> Tensor:
-    """log0((-m) (+) x), from the hyperboloid chart to tangent vectors."""
+    """Map x to log0((-m) (+) x), from the hyperboloid chart to tangent vectors."""
     b = translate(h, broadcast_channels(m, h, dim), dim)
-    return _radial(b, c, "hyperboloid", "tangent", math.inf, math.inf, dim, False)
+    return 0.5 * c.rsqrt() * _even.asinhc((b * b).sum(dim, keepdim=True)) * b
 
 
 def _center_backward(
     grad: Tensor, needs: tuple[bool, ...], h: Tensor, m: Tensor, c: Tensor, dim: int
 ) -> tuple[Tensor | None, ...]:
     m_ = broadcast_channels(m, h, dim)
-    b = translate(h, m_, dim)
-    grad_b, grad_c = _radial_backward(
-        grad, (True, needs[2]), b, c, "hyperboloid", "tangent", math.inf, math.inf, dim, False
-    )
-    grad_h, grad_m = translate_backward(grad_b, h, m_, dim)
-    return grad_h, grad_m.sum(other_dims(h, dim)) if needs[1] else None, grad_c
+    m2 = (m * m).sum()
+    time_m = torch.sqrt(1 + m2)
+    time = torch.sqrt(1 + (h * h).sum(dim, keepdim=True))
+    along_m = (m_ * h).sum(dim, keepdim=True) / (1 + time_m)
+    xi = time - along_m
+    b = torch.addcmul(h, xi, m_, value=-1)  # as `translate`
+    s = (b * b).sum(dim, keepdim=True)
+    grad_b, grad_m = (grad * b).sum(dim, keepdim=True), (grad * m_).sum(dim, keepdim=True)
+    # the gradient with respect to b is f grad + k b; its inner product with m over 1 + tau_m follows
+    scale = 0.5 * c.rsqrt()
+    f = scale * _even.asinhc(s)
+    k = 2 * scale * _even.asinhc_derivative(s) * grad_b
+    p = (f * grad_m + k * ((1 + time_m) * along_m - xi * m2)) / (1 + time_m)
+    by_h = k - p * (1 + time_m) / time
+    by_m = p - k * xi
+    grad_h = torch.addcmul(torch.addcmul(f * grad, by_h, h), by_m, m_)
+    grad_mean = grad_c = None
+    if needs[1]:
+        rest = other_dims(h, dim)
+        by_m = k * xi * xi - p * along_m / time_m
+        grad_mean = (-xi * f * grad).sum(rest) + ((p - xi * k) * h).sum(rest) + by_m.sum() * m
+    if needs[2]:
+        grad_c = -0.5 / c * (f * grad_b).sum()
+    return grad_h, grad_mean, grad_c
 
 
 _center_op = differentiable(_center, _center_backward, tensors=3)
 
 
+def _standardise(w: Tensor, variance: Tensor, gain: Tensor, eps: float, dim: int) -> Tensor:
+    return broadcast_channels(gain * torch.rsqrt(variance + eps), w, dim) * w
+
+
+def _standardise_backward(
+    grad: Tensor, needs: tuple[bool, ...], w: Tensor, variance: Tensor, gain: Tensor, eps: float, dim: int
+) -> tuple[Tensor | None, ...]:
+    rest = other_dims(w, dim)
+    if torch.is_grad_enabled():  # a second derivative goes through the variance as well
+        variance = (w * w).mean(rest)
+    r = torch.rsqrt(variance + eps)
+    along = r * (grad * w).sum(rest)
+    by_w = -along * gain * r * r * (w.shape[dim] / w.numel())
+    grad_w = torch.addcmul(broadcast_channels(gain * r, w, dim) * grad, broadcast_channels(by_w, w, dim), w)
+    return grad_w, None, along
+
+
+# the variance is that of w itself; the backward pass accounts for it
+_standardise_op = differentiable(_standardise, _standardise_backward, tensors=3)
+
+
+def _recenter_terms(
+    u: Tensor, beta: Tensor, c: Tensor, limit: float, dim: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    s = (u * u).sum(dim, keepdim=True)
+    inside, bound, f = _scale(s, c, "tangent", "hyperboloid", math.inf, limit)
+    time = torch.sqrt(1 + f * f * s)
+    time_beta = torch.sqrt(1 + (beta * beta).sum())
+    along_beta = (u * broadcast_channels(beta, u, dim)).sum(dim, keepdim=True) / (1 + time_beta)
+    return s, f, time, time_beta, along_beta, inside
+
+
 def _recenter(u: Tensor, beta: Tensor, c: Tensor, limit: float, dim: int) -> Tensor:
-    """beta (+) exp0(u), from tangent vectors to the hyperboloid chart."""
-    h = _radial(u, c, "tangent", "hyperboloid", math.inf, limit, dim, False)
-    return translate(h, -broadcast_channels(beta, h, dim), dim)
+    """Map u to beta (+) exp0(u), from tangent vectors to the hyperboloid chart."""
+    _, f, time, _, along_beta, _ = _recenter_terms(u, beta, c, limit, dim)
+    return torch.addcmul(f * u, time + f * along_beta, broadcast_channels(beta, u, dim))
 
 
 def _recenter_backward(
     grad: Tensor, needs: tuple[bool, ...], u: Tensor, beta: Tensor, c: Tensor, limit: float, dim: int
 ) -> tuple[Tensor | None, ...]:
-    h = _radial(u, c, "tangent", "hyperboloid", math.inf, limit, dim, False)
-    grad_h, grad_minus_beta = translate_backward(grad, h, -broadcast_channels(beta, h, dim), dim)
-    grad_u, grad_c = _radial_backward(
-        grad_h, (True, needs[2]), u, c, "tangent", "hyperboloid", math.inf, limit, dim, False
-    )
-    return grad_u, -grad_minus_beta.sum(other_dims(u, dim)) if needs[1] else None, grad_c
+    s, f, time, time_beta, along_beta, inside = _recenter_terms(u, beta, c, limit, dim)
+    beta_ = broadcast_channels(beta, u, dim)
+    grad_u, grad_beta = (grad * u).sum(dim, keepdim=True), (grad * beta_).sum(dim, keepdim=True)
+    f_s, f_c = _factor_derivatives(inside, c, "tangent", "hyperboloid", needs[2])
+    outside = s > inside
+    f_s = torch.where(outside, -0.5 * f / torch.where(outside, s, torch.ones_like(s)), f_s)
+    # y = f u + (time + f along_beta) beta, time^2 = 1 + f^2 s
+    by_f = grad_u + grad_beta * (along_beta + f * s / time)
+    by_u = 2 * by_f * f_s + grad_beta * f * f / time
+    by_beta = grad_beta * f / (1 + time_beta)
+    grad_in = torch.addcmul(torch.addcmul(f * grad, by_u, u), by_beta, beta_)
+    grad_center = grad_c = None
+    if needs[1]:
+        rest = other_dims(u, dim)
+        shrink = (grad_beta * f * along_beta).sum() / ((1 + time_beta) * time_beta)
+        grad_center = ((time + f * along_beta) * grad).sum(rest) + (by_beta * u).sum(rest) - shrink * beta
+    if f_c is not None:
+        # where bounded, the point is sinh(limit) u/|u| whatever c is
+        grad_c = (torch.where(outside, torch.zeros_like(f_c), f_c) * by_f).sum()
+    return grad_in, grad_center, grad_c
 
 
 _recenter_op = differentiable(_recenter, _recenter_backward, tensors=3)
 
 
 def _cosh_distance_excess(h: Tensor, m: Tensor, dim: int) -> Tensor:
-    """cosh d(x, m) - 1, without cancellation for points that are close to m, wherever m is."""
+    """Compute cosh d(x, m) - 1 without cancellation for points that are close to m, wherever m is."""
     time_h = torch.sqrt(1 + (h * h).sum(dim, keepdim=True))
     time_m = torch.sqrt(1 + (m * m).sum(dim, keepdim=True))
     difference = h - m
@@ -125,7 +187,7 @@ def _cosh_excess_backward(grad: Tensor, h: Tensor, m: Tensor, dim: int) -> tuple
 
 
 def _square_of_distance(excess: Tensor) -> tuple[Tensor, Tensor]:
-    """arcosh(1 + excess)^2 and its derivative, smooth at zero."""
+    """Compute arcosh(1 + excess)^2 and its derivative, smooth at zero."""
     x = excess * (2 + excess)  # sinh(d)^2
     d_over_sinh = _even.asinhc(x)
     return x * d_over_sinh * d_over_sinh, 2 * d_over_sinh
@@ -153,7 +215,7 @@ _variance_op = differentiable(_variance, _variance_backward, tensors=3)
 
 
 def _scaled_square(scale: Tensor, excess: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """sinh(d)^2, d/sinh(d) and (s d)^2 from cosh(d) - 1, the last one bounded so that its sinh is finite; whether it was."""
+    """From cosh(d) - 1: sinh(d)^2, d/sinh(d), (s d)^2 bounded so that its sinh is finite, and whether it was."""
     x = excess * (2 + excess)
     k = _even.asinhc(x)
     y = scale * scale * x * k * k
@@ -162,7 +224,7 @@ def _scaled_square(scale: Tensor, excess: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def _sinh_ratio(scale: Tensor, excess: Tensor) -> tuple[Tensor, Tensor]:
-    """sinh(s d)/sinh(d) and cosh(s d) from cosh(d) - 1."""
+    """Compute sinh(s d)/sinh(d) and cosh(s d) from cosh(d) - 1."""
     x, k, y, bounded = _scaled_square(scale, excess)
     f = _even.sinhc(y)
     ratio = torch.where(bounded, y.sqrt() * torch.where(bounded, x, torch.ones_like(x)).rsqrt(), scale * k)
@@ -175,7 +237,10 @@ def _sinh_ratio_derivatives(scale: Tensor, excess: Tensor) -> tuple[Tensor, Tens
     f, f_y = _even.sinhc(y), _even.sinhc_derivative(y)
     zero = torch.zeros_like(y)
     x_cosh = 2 * (1 + excess)
-    y_cosh, y_scale = torch.where(bounded, zero, 2 * scale * scale * k), torch.where(bounded, zero, 2 * scale * x * k * k)
+    y_cosh, y_scale = (
+        torch.where(bounded, zero, 2 * scale * scale * k),
+        torch.where(bounded, zero, 2 * scale * x * k * k),
+    )
     safe = torch.where(bounded, x, torch.ones_like(x))
     rho_cosh = torch.where(
         bounded,
@@ -187,7 +252,7 @@ def _sinh_ratio_derivatives(scale: Tensor, excess: Tensor) -> tuple[Tensor, Tens
 
 
 def _rescale(h: Tensor, m: Tensor, beta: Tensor, scale: Tensor, dim: int) -> Tensor:
-    """exp_beta(scale PT_{m->beta} log_m x) in the hyperboloid chart."""
+    """Map x to exp_beta(scale PT_{m->beta} log_m x) in the hyperboloid chart."""
     m, beta = broadcast_channels(m, h, dim), broadcast_channels(beta, h, dim)
     excess = _cosh_distance_excess(h, m, dim)
     rho, cosh = _sinh_ratio(scale, excess)
@@ -227,7 +292,7 @@ def _rescale_backward(
 _rescale_op = differentiable(_rescale, _rescale_backward, tensors=4)
 
 
-# -- mean and normalisation, in the hyperboloid chart ------------------------------------------------------------------------
+# -- mean and normalisation, in the hyperboloid chart ----------------------------------------------------
 
 
 def batch_mean(h: Tensor, *, about: Mean, dim: int) -> tuple[Tensor, Tensor]:
@@ -238,8 +303,8 @@ def batch_mean(h: Tensor, *, about: Mean, dim: int) -> tuple[Tensor, Tensor]:
     mean : Tensor
         ``[C]``, in the hyperboloid chart.
     sums : Tensor
-        ``[C + 1]``: what to average over batches to get their joint mean, namely for the midpoint the mean of the points'
-        coordinates and of their time part minus one, and for the Fréchet mean these of the mean itself.
+        ``[C + 1]``: what to average over batches to get their joint mean, namely for the midpoint the mean of the
+        points' coordinates and of their time part minus one, and for the Fréchet mean these of the mean itself.
     """
     if about == "midpoint":
         sums = _sums_op(h, dim)
@@ -269,7 +334,8 @@ def normalise(
 ) -> tuple[Tensor, Tensor]:
     """Normalise points in the hyperboloid chart.
 
-    `mean` and `center` ``[C]`` are in that chart too; a `variance` of None is computed. Returns the points and the variance.
+    `mean` and `center` ``[C]`` are in that chart too; a `variance` of None is computed. Returns the points and the
+    variance.
     """
     center = torch.zeros_like(mean) if center is None else center
     if scale == "scalar":
@@ -278,10 +344,14 @@ def normalise(
         factor = torch.rsqrt(variance + eps)
         return _rescale_op(h, mean, center, factor if gain is None else gain * factor, dim), variance
     w = _center_op(h, mean, c, dim)
+    if gain is None:
+        gain = torch.ones_like(mean)
     if variance is None:
-        variance = w.square().mean(other_dims(h, dim))
-    factor = torch.rsqrt(variance + eps)
-    u = w * broadcast_channels(factor if gain is None else gain * factor, w, dim)
+        with torch.no_grad():
+            variance = (w * w).mean(other_dims(w, dim))
+        u = _standardise_op(w, variance, gain, eps, dim)
+    else:
+        u = w * broadcast_channels(gain * torch.rsqrt(variance + eps), w, dim)
     return _recenter_op(u, center, c, _SINH_LIMIT[u.dtype], dim), variance
 
 
@@ -316,10 +386,11 @@ def midpoint_batch_norm(
     x : Tensor
         Points, any shape, along `dim`.
     mean : Tensor, optional
-        Ball point ``(C,)`` to normalise about. Default: the mean of `x` over all dimensions but `dim`, of the kind `about`.
+        Ball point ``(C,)`` to normalise about. Default: the mean of `x` over all dimensions but `dim`, of the kind
+        `about`.
     variance : Tensor, optional
-        For ``scale="scalar"`` a squared geodesic distance, 0-d; for ``"channel"`` squared coordinates of tangent vectors, ``(C,)``.
-        Default: that of `x` about the mean.
+        For ``scale="scalar"`` a squared geodesic distance, 0-d; for ``"channel"`` squared coordinates of tangent
+        vectors, ``(C,)``. Default: that of `x` about the mean.
     gain : Tensor, optional
         What the standardised tangent vectors are multiplied by, 0-d or ``(C,)`` by the kind of scale. Default 1.
     center : Tensor, optional
@@ -362,12 +433,18 @@ def midpoint_batch_norm(
     channels = x.shape[dim]
     spread = () if scale == "scalar" else (channels,)
     for name, t, shape in (
-        ("mean", mean, (channels,)), ("center", center, (channels,)), ("variance", variance, spread), ("gain", gain, spread),
+        ("mean", mean, (channels,)), ("center", center, (channels,)), ("variance", variance, spread), ("gain", gain,
+        spread),
     ):  # fmt: skip
         if t is not None and t.shape != shape:
-            raise ValueError(f"{name} must have shape {shape} for {channels} channels and scale={scale!r}, got {tuple(t.shape)}")
+            raise ValueError(
+                f"{name} must have shape {shape} for {channels} channels and scale={scale!r}, got {tuple(t.shape)}"
+            )
     if x.numel() == 0 and (mean is None or variance is None):
         raise ValueError(f"an empty batch (shape {tuple(x.shape)}) has no mean and variance: pass them")
+    single = x.ndim == 1
+    if single:  # one point is a batch of one
+        x, dim = x.unsqueeze(0), 1
     h = convert(x, in_chart, "hyperboloid", c=c, dim=dim)
     if mean is None:
         mean, _ = batch_mean(h, about=about, dim=dim)
@@ -376,4 +453,5 @@ def midpoint_batch_norm(
     if center is not None:
         center = convert(center, "ball", "hyperboloid", c=c)
     y, _ = normalise(h, mean, variance, gain, center, c=c, scale=scale, eps=eps, dim=dim)
-    return convert(y, "hyperboloid", out_chart, c=c, dim=dim, max_distance=max_distance)
+    y = convert(y, "hyperboloid", out_chart, c=c, dim=dim, max_distance=max_distance)
+    return y.squeeze(0) if single else y

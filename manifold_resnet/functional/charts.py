@@ -1,18 +1,17 @@
 r"""Three charts of the hyperbolic space of curvature :math:`-c`, and the radial maps between them.
 
-========== ======================================================================= ==========================================
-chart      coordinates                                                              used for
-========== ======================================================================= ==========================================
-ball       :math:`x`, :math:`c\|x\|^2 < 1`                                          what users and geoopt see
-tangent    :math:`u = \log_0 x`; the distance to the origin is :math:`2\|u\|`       input of linear maps, ReLU
-hyperboloid :math:`h = \sinh(2\sqrt{c}\|u\|)\,u/\|u\|`, the spatial part of a point   output of linear maps, batch
-           of the unit hyperboloid (time part :math:`\sqrt{1+\|h\|^2}`)             normalisation, residuals
-========== ======================================================================= ==========================================
+ball
+    :math:`x` with :math:`c\|x\|^2 < 1`: what users and geoopt see.
+tangent
+    :math:`u = \log_0 x`; the distance to the origin is :math:`2\|u\|`. The input of linear maps, and where ReLU acts.
+hyperboloid
+    :math:`h = \sinh(2\sqrt{c}\|u\|)\,u/\|u\|`, the spatial part of a point of the unit hyperboloid, whose time part is
+    :math:`\sqrt{1+\|h\|^2}`. The output of linear maps; batch normalisation and residuals work here.
 
-Going from one to another scales each vector by one number, so a conversion is one scalar per point. Only the ball is bounded:
-in float32 it has no room beyond a distance of about :math:`17/\sqrt{c}`, and geoopt keeps points within
-:math:`6.2/\sqrt{c}`. The other two charts have no such limit, which is why the bound on the distance from the origin is
-an explicit argument here (`max_distance`).
+Going from one to another scales each vector by one number, so a conversion is one scalar per point. Only the ball is
+bounded: in float32 it has no room beyond a distance of about :math:`17/\sqrt{c}`, and geoopt keeps points within
+:math:`6.2/\sqrt{c}`. The other two charts have no such limit, which is why the bound on the distance from the origin
+is an explicit argument here (`max_distance`).
 """
 
 from __future__ import annotations
@@ -24,11 +23,19 @@ from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._checks import Chart, check_chart, check_max_distance, curvature, full_precision
+from manifold_resnet.functional._checks import (
+    Chart,
+    check_chart,
+    check_max_distance,
+    curvature,
+    full_precision,
+)
 
 #: Layers keep their outputs within this distance from the origin, in units of the curvature radius 1/sqrt(c).
 DEFAULT_MAX_DISTANCE = 6.0
 
+# sinh and the sum of its squares stay finite up to here, in units of 1/sqrt(c): what any finite bound is cut to
+_SINH_LIMIT = {torch.float32: 40.0, torch.float64: 300.0}
 _GEOOPT_EPS = {torch.float32: 4e-3, torch.float64: 1e-5}  # geoopt.manifolds.stereographic.math.project
 
 
@@ -49,28 +56,26 @@ def _factor(s: Tensor, c: Tensor, src: Chart, dst: Chart) -> Tensor:
     return 0.5 * c.rsqrt() * _even.asinhc(s)
 
 
-def _factor_derivatives(s: Tensor, c: Tensor, src: Chart, dst: Chart) -> tuple[Tensor, Tensor]:
-    """Derivatives of `_factor` with respect to s and c."""
+def _factor_derivatives(s: Tensor, c: Tensor, src: Chart, dst: Chart, by_c: bool) -> tuple[Tensor, Tensor | None]:
+    """Derivatives of `_factor` with respect to s and, on request, c."""
     if src == dst:
-        return torch.zeros_like(s), torch.zeros_like(s)
-    if (src, dst) == ("ball", "tangent"):
-        d = _even.artanhc_derivative(c * s)
-        return c * d, s * d
-    if (src, dst) == ("tangent", "ball"):
-        d = _even.tanhc_derivative(c * s)
-        return c * d, s * d
+        return torch.zeros_like(s), torch.zeros_like(s) if by_c else None
+    if (src, dst) in (("ball", "tangent"), ("tangent", "ball")):
+        d = _even.artanhc_derivative(c * s) if src == "ball" else _even.tanhc_derivative(c * s)
+        return c * d, s * d if by_c else None
     if (src, dst) == ("ball", "hyperboloid"):
         half_lambda = 1 / (1 - c * s)
-        return 2 * c * c.sqrt() * half_lambda**2, c.rsqrt() * half_lambda * (1 + 2 * c * s * half_lambda)
+        f_c = c.rsqrt() * half_lambda * (1 + 2 * c * s * half_lambda) if by_c else None
+        return 2 * c * c.sqrt() * half_lambda**2, f_c
     if (src, dst) == ("hyperboloid", "ball"):
         time = torch.sqrt(1 + s)
         f = c.rsqrt() / (1 + time)
-        return -0.5 * f / (time * (1 + time)), -0.5 * f / c
+        return -0.5 * f / (time * (1 + time)), -0.5 * f / c if by_c else None
     if (src, dst) == ("tangent", "hyperboloid"):
         x = 4 * c * s
         d = _even.sinhc_derivative(x)
-        return 8 * c * c.sqrt() * d, c.rsqrt() * (_even.sinhc(x) + 2 * x * d)
-    return 0.5 * c.rsqrt() * _even.asinhc_derivative(s), -0.25 * c.rsqrt() / c * _even.asinhc(s)
+        return 8 * c * c.sqrt() * d, c.rsqrt() * (_even.sinhc(x) + 2 * x * d) if by_c else None
+    return 0.5 * c.rsqrt() * _even.asinhc_derivative(s), -0.25 * c.rsqrt() / c * _even.asinhc(s) if by_c else None
 
 
 def _radius(delta: Tensor, c: Tensor, chart: Chart) -> Tensor:
@@ -97,19 +102,21 @@ def _bound(c: Tensor, distance: float, cap: float) -> tuple[Tensor, Tensor]:
     return delta.clamp(max=cap), torch.where(delta < cap, 0.5 * distance * c.rsqrt(), torch.zeros_like(c))
 
 
-def _radial(x: Tensor, c: Tensor, src: Chart, dst: Chart, distance: float, cap: float, dim: int, relu: bool) -> Tensor:
-    s = (x * x).sum(dim, keepdim=True)
+def _scale(
+    s: Tensor, c: Tensor, src: Chart, dst: Chart, distance: float, cap: float
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Squared norms and squared radius of the bound in `src`, and the factor that converts and bounds."""
     if math.isinf(distance) and math.isinf(cap):
-        f = _factor(s, c, src, dst)
-    else:
-        delta, _ = _bound(c, distance, cap)
-        outside = s > _radius(delta, c, src) ** 2
-        f = torch.where(
-            outside,
-            _radius(delta, c, dst) * torch.where(outside, s, torch.ones_like(s)).rsqrt(),
-            _factor(torch.where(outside, torch.zeros_like(s), s), c, src, dst),
-        )
-    return (f * x).relu() if relu else f * x
+        return s, None, _factor(s, c, src, dst)
+    delta, _ = _bound(c, distance, cap)
+    bound = _radius(delta, c, src).square()
+    inside = torch.minimum(s, bound)
+    return inside, bound, _factor(inside, c, src, dst) * torch.sqrt(bound / torch.maximum(s, bound))
+
+
+def _radial(x: Tensor, c: Tensor, src: Chart, dst: Chart, distance: float, cap: float, dim: int, relu: bool) -> Tensor:
+    *_, f = _scale((x * x).sum(dim, keepdim=True), c, src, dst, distance, cap)
+    return torch.relu_(f * x) if relu else f * x
 
 
 def _radial_backward(
@@ -125,25 +132,21 @@ def _radial_backward(
     relu: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     if relu:
-        grad = torch.where(x > 0, grad, torch.zeros_like(grad))
+        grad = torch.ops.aten.threshold_backward(grad, x, 0)
     s = (x * x).sum(dim, keepdim=True)
     along = (grad * x).sum(dim, keepdim=True)
-    if math.isinf(distance) and math.isinf(cap):
-        f = _factor(s, c, src, dst)
-        f_s, f_c = _factor_derivatives(s, c, src, dst)
-    else:
-        delta, delta_c = _bound(c, distance, cap)
-        outside = s > _radius(delta, c, src) ** 2
-        inside_s = torch.where(outside, torch.zeros_like(s), s)
-        r = torch.where(outside, s, torch.ones_like(s)).rsqrt()
-        radius = _radius(delta, c, dst)
-        radius_delta, radius_c = _radius_derivatives(delta, c, dst)
-        f_s, f_c = _factor_derivatives(inside_s, c, src, dst)
-        f = torch.where(outside, radius * r, _factor(inside_s, c, src, dst))
-        f_s = torch.where(outside, -0.5 * radius * r**3, f_s)  # outside: no radial gradient
-        f_c = torch.where(outside, (radius_delta * delta_c + radius_c) * r, f_c)
-    grad_x = (grad * f).addcmul(x, 2 * f_s * along) if needs[0] else None
-    grad_c = (f_c * along).sum() if needs[1] else None
+    inside, bound, f = _scale(s, c, src, dst, distance, cap)
+    f_s, f_c = _factor_derivatives(inside, c, src, dst, needs[1])
+    if bound is not None:
+        outside = s > bound
+        # outside, the factor is the radius over the norm: no radial gradient
+        f_s = torch.where(outside, -0.5 * f / torch.maximum(s, bound), f_s)
+        if f_c is not None:
+            delta, delta_c = _bound(c, distance, cap)
+            radius_delta, radius_c = _radius_derivatives(delta, c, dst)
+            f_c = torch.where(outside, (radius_delta * delta_c + radius_c) * torch.maximum(s, bound).rsqrt(), f_c)
+    grad_x = torch.addcmul(grad * f, x, 2 * f_s * along) if needs[0] else None
+    grad_c = (f_c * along).sum() if f_c is not None else None
     return grad_x, grad_c
 
 
@@ -172,9 +175,10 @@ def convert(
 ) -> Tensor:
     r"""Express points in another chart, and bound their distance from the origin.
 
-    Points farther than `max_distance` from the origin are moved along the geodesic towards it, onto the sphere of that radius.
-    The gradient is that of the projection onto the ball of radius `max_distance`: for points outside it has no radial part.
-    Points in the ball chart are always kept where geoopt keeps them too (``geoopt.PoincareBall.projx``).
+    Points farther than `max_distance` from the origin are moved along the geodesic towards it, onto the sphere of
+    that radius. The gradient is that of the projection onto the ball of radius `max_distance`: for points outside it
+    has no radial part. Points in the ball chart are always kept where geoopt keeps them too
+    (``geoopt.PoincareBall.projx``).
 
     Parameters
     ----------
@@ -211,6 +215,8 @@ def convert(
     cap = _cap(src, dst, x.dtype)
     if max_distance is None:
         max_distance, cap = math.inf, min(cap, DEFAULT_MAX_DISTANCE)
+    elif not math.isinf(max_distance):
+        cap = min(cap, _SINH_LIMIT[x.dtype])
     if src == dst and math.isinf(max_distance) and math.isinf(cap):
         return x.relu() if relu else x
     return _radial_op(x, c, src, dst, float(max_distance), cap, dim, relu)
@@ -248,7 +254,7 @@ _time_op = differentiable(_time, _time_backward, tensors=1)
 
 
 def time_component(h: Tensor, *, dim: int = -1) -> Tensor:
-    r"""Time part :math:`\sqrt{1+\|h\|^2} = \cosh(\sqrt{c}\,d(x, 0))` of points in the hyperboloid chart; keeps `dim`."""
+    r"""Time part :math:`\sqrt{1+\|h\|^2} = \cosh(\sqrt{c}\,d(x, 0))` in the hyperboloid chart; keeps `dim`."""
     return _time_op(full_precision(h, "h"), dim)
 
 

@@ -1,9 +1,10 @@
 r"""Poincaré convolution, as one ordinary convolution and elementwise work on radial scalars.
 
-The receptive field of an output pixel is the beta-concatenation of its ``k`` pixels of ``n`` channels: their tangent vectors,
-side by side, times :math:`s = B(kn/2, 1/2)/B(n/2, 1/2)`. A fully connected layer acts on it. Since that layer needs only the inner
-products with the hyperplane normals and the norm of the concatenated vector, no patch is ever materialised: the inner products
-are a convolution, the squared norm is a box filter over the pixels' squared norms.
+The receptive field of an output pixel is the beta-concatenation of its ``k`` pixels of ``n`` channels: their tangent
+vectors, side by side, times :math:`s = B(kn/2, 1/2)/B(n/2, 1/2)`. A fully connected layer acts on it. Since that
+layer needs only the inner products with the hyperplane normals and the norm of the concatenated vector, no patch is
+ever materialised: the inner products are a convolution, the squared norm is a box filter over the pixels' squared
+norms.
 
 References
 ----------
@@ -107,7 +108,9 @@ def poincare_conv(
     r"""Poincaré convolution over as many spatial dimensions (1 to 3) as `weight` has. See `poincare_conv2d`."""
     spatial = weight.ndim - 2
     if spatial not in _CONV:
-        raise ValueError(f"weight must have shape (out, in, *kernel) with 1 to 3 kernel dims, got {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight must have shape (out, in, *kernel) with 1 to 3 kernel dims, got {tuple(weight.shape)}"
+        )
     if x.ndim != spatial + 2 or x.shape[1] != weight.shape[1]:
         raise ValueError(
             f"x must have shape (batch, {weight.shape[1]}, {', '.join('DHW'[-spatial:])}) to match weight of shape "
@@ -181,8 +184,8 @@ def poincare_conv2d(
     Returns
     -------
     Tensor
-        Images of points, ``(batch, out_channels, H_out, W_out)``. In the flat limit, twice the Euclidean convolution with
-        ``s * weight``, where ``s`` is `beta_ratio`.
+        Images of points, ``(batch, out_channels, H_out, W_out)``. In the flat limit, twice the Euclidean convolution
+        with ``s * weight``, where ``s`` is `beta_ratio`.
 
     Raises
     ------

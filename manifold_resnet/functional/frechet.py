@@ -1,9 +1,9 @@
 r"""The Fréchet mean of points of the ball, with its implicit gradient, and the Fréchet variance.
 
 The mean :math:`m` minimises the mean squared geodesic distance. On the unit hyperboloid the first-order condition
-:math:`\sum_i w_i \log_m x_i = 0` reads :math:`m \propto \sum_i w_i \frac{d_i}{\sinh d_i} x_i`, a midpoint with weights that depend on
-:math:`m`; iterating it decreases the objective monotonically and needs no step size [1]_. The iterations are not
-differentiated: the gradient follows from the implicit function theorem at the solution.
+:math:`\sum_i w_i \log_m x_i = 0` reads :math:`m \propto \sum_i w_i \frac{d_i}{\sinh d_i} x_i`, a midpoint with
+weights that depend on :math:`m`; iterating it decreases the objective monotonically and needs no step size [1]_. The
+iterations are not differentiated: the gradient follows from the implicit function theorem at the solution.
 
 References
 ----------
@@ -31,7 +31,7 @@ def translate(h: Tensor, m: Tensor, dim: int) -> Tensor:
     r"""Left translation :math:`\ominus m \oplus x` (a Lorentz boost) in the hyperboloid chart. `m` broadcasts."""
     time_h = torch.sqrt(1 + (h * h).sum(dim, keepdim=True))
     time_m = torch.sqrt(1 + (m * m).sum(dim, keepdim=True))
-    return h - (time_h - (m * h).sum(dim, keepdim=True) / (1 + time_m)) * m
+    return torch.addcmul(h, time_h - (m * h).sum(dim, keepdim=True) / (1 + time_m), m, value=-1)
 
 
 def translate_backward(grad: Tensor, h: Tensor, m: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,13 @@ def _mean(h: Tensor, weights: Tensor, tolerance: float, max_iter: int) -> Tensor
 
 
 def _mean_backward(
-    grad: Tensor, needs: tuple[bool, ...], h: Tensor, weights: Tensor, mean: Tensor, tolerance: float, max_iter: int
+    grad: Tensor,
+    needs: tuple[bool, ...],
+    h: Tensor,
+    weights: Tensor,
+    mean: Tensor,
+    tolerance: float,
+    max_iter: int,
 ) -> tuple[Tensor, Tensor]:
     m = mean.unsqueeze(-2)
     b = translate(h, m, -1)
@@ -127,7 +133,8 @@ def frechet_mean(
     keepdim : bool
         Keep the reduced dimensions with size one.
     tol : float, optional
-        Stop when a step is shorter than this, in units of the curvature radius. Default 1e-6 in float32, 1e-13 in float64.
+        Stop when a step is shorter than this, in units of the curvature radius. Default 1e-6 in float32, 1e-13 in
+        float64.
     max_iter : int
         Stop after this many steps at the latest.
 
@@ -143,7 +150,8 @@ def frechet_mean(
 
     Notes
     -----
-    [1]_. Iterative, and it waits for the GPU after every step; `midpoint` is the closed form of about the same accuracy.
+    [1]_. Iterative, and it waits for the GPU after every step; `midpoint` is the closed form of about the same
+    accuracy.
     """
     x = full_precision(x)
     c = curvature(c, x)
@@ -184,8 +192,8 @@ def frechet_variance(
     x : Tensor
         Ball points, any shape, along `dim`.
     mean : Tensor, optional
-        Ball points to measure from, broadcastable with `x` (as `midpoint` returns them with ``keepdim=True``), or of the shape
-        that `midpoint` returns without. Default: the midpoint of `x`.
+        Ball points to measure from, broadcastable with `x` (as `midpoint` returns them with ``keepdim=True``), or of
+        the shape that `midpoint` returns without. Default: the midpoint of `x`.
     weights : Tensor, optional
         Non-negative weights, broadcastable to the shape of `x` without `dim`.
     c : Tensor or float

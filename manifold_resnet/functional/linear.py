@@ -1,15 +1,16 @@
 r"""Distances to hyperplanes and the fully connected layer of Hyperbolic Neural Networks++.
 
-With hyperplane normals :math:`z_k` (tangent vectors at the origin) and offsets :math:`r_k`, for a tangent vector :math:`v` and
-:math:`t=\sqrt{c}\|v\|`,
+With hyperplane normals :math:`z_k` (tangent vectors at the origin) and offsets :math:`r_k`, for a tangent vector
+:math:`v` and :math:`t=\sqrt{c}\|v\|`,
 
 .. math::
     q_k = \sqrt{c}\,\frac{\sinh 2t}{t}\,\frac{\langle v, z_k\rangle}{\|z_k\|} \cosh(2\sqrt{c}\,r_k)
           - \cosh(2t)\sinh(2\sqrt{c}\,r_k), \qquad
     v_k = \frac{2\|z_k\|}{\sqrt{c}}\,\mathrm{asinh}\,q_k
 
-is the signed distance to the k-th hyperplane, scaled by twice the length of its normal, and :math:`\sinh(\sqrt{c}\,v_k)` are
-the coordinates of the layer's output in the hyperboloid chart. Everything but one matrix product (or convolution) is elementwise.
+is the signed distance to the k-th hyperplane, scaled by twice the length of its normal, and
+:math:`\sinh(\sqrt{c}\,v_k)` are the coordinates of the layer's output in the hyperboloid chart. Everything but one
+matrix product (or convolution) is elementwise.
 
 References
 ----------
@@ -33,22 +34,26 @@ from manifold_resnet.functional._checks import (
     check_max_distance,
     curvature,
     full_precision,
+    other_dims,
+    sum_over,
     without_autocast,
 )
-from manifold_resnet.functional.charts import convert
-
-# sinh and the sum of its squares stay finite below these arguments; they are far outside any bound in use
-_SINH_LIMIT = {torch.float32: 40.0, torch.float64: 300.0}
+from manifold_resnet.functional.charts import _SINH_LIMIT, convert
 
 
-def _terms(inner: Tensor, square: Tensor, offset: Tensor | None, c: Tensor, dim: int) -> tuple[Tensor, ...]:
-    x = 4 * c * square  # (2t)^2
-    e = 2 * c.sqrt() * _even.sinhc(x)
+def _terms(
+    inner: Tensor, square: Tensor, offset: Tensor | None, c: Tensor, dim: int
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor]:
+    """(2t)^2, sqrt(c) sinh(2t)/t, cosh(2t), cosh and sinh of 2 sqrt(c) r, and q."""
+    x = 4 * c * square
+    f = _even.sinhc(x)
+    e = 2 * c.sqrt() * f
     if offset is None:
-        return x, e, inner * e
-    f = torch.sqrt(1 + x * _even.sinhc(x).square())  # cosh(2t)
+        return x, e, None, None, None, inner * e
+    cosh = torch.sqrt(1 + x * f * f)
     r = 2 * c.sqrt() * broadcast_channels(offset, inner, dim)
-    return x, e, inner * e * torch.cosh(r) - f * _even.sinh(r)
+    cosh_r, sinh_r = torch.cosh(r), _even.sinh(r)
+    return x, e, cosh, cosh_r, sinh_r, torch.addcmul(inner * (e * cosh_r), cosh, sinh_r, value=-1)
 
 
 def _hyperplanes(
@@ -70,43 +75,39 @@ def _hyperplanes_backward(
     norm: Tensor,
     offset: Tensor | None,
     c: Tensor,
+    result: Tensor,
     dim: int,
     as_point: bool,
 ) -> tuple[Tensor | None, ...]:
-    rest = [d for d in range(inner.ndim) if d != dim % inner.ndim]
-    x, e, q = _terms(inner, square, offset, c, dim)
+    rest = other_dims(inner, dim)
+    x, e, cosh, cosh_r, sinh_r, q = _terms(inner, square, offset, c, dim)
     two_norm = 2 * broadcast_channels(norm, inner, dim)
     asinh_q = _even.asinh(q)
-    y = two_norm * asinh_q
     if as_point:
-        limit = _SINH_LIMIT[y.dtype]
-        h = _even.sinh(y.clamp(-limit, limit))
-        grad_y = torch.where(y.abs() < limit, grad * torch.sqrt(1 + h * h), torch.zeros_like(grad))
+        limit = math.sinh(_SINH_LIMIT[grad.dtype]) * (1 - 1e-5)
+        grad_y = torch.ops.aten.hardtanh_backward(grad * torch.sqrt(1 + result * result), result, -limit, limit)
     else:
         grad_y = grad * c.rsqrt()
     grad_q = grad_y * two_norm * torch.rsqrt(1 + q * q)
-    grad_norm = 2 * (grad_y * asinh_q).sum(rest)
+    grad_norm = 2 * sum_over(grad_y * asinh_q, rest) if needs[2] else None
 
-    grad_offset = grad_f = f = r = cosh_r = sinh_r = None
-    if offset is None:
+    grad_offset = grad_cosh = None
+    if offset is None or cosh is None or cosh_r is None or sinh_r is None:
         grad_inner = grad_q * e
         grad_e = (grad_q * inner).sum(dim, keepdim=True)
     else:
-        r = 2 * c.sqrt() * broadcast_channels(offset, inner, dim)
-        cosh_r, sinh_r = torch.cosh(r), _even.sinh(r)
-        f = torch.sqrt(1 + x * _even.sinhc(x).square())
-        grad_inner = grad_q * (e * cosh_r)
-        grad_e = (grad_q * inner * cosh_r).sum(dim, keepdim=True)
-        grad_f = -(grad_q * sinh_r).sum(dim, keepdim=True)
-        along_cosh = (grad_inner * inner).sum(rest)  # = sum of grad_q * inner * e * cosh r
-        along_f = (grad_q * f).sum(rest)
-        flat_cosh, flat_sinh = cosh_r.flatten(), sinh_r.flatten()
-        grad_r = along_cosh * flat_sinh / flat_cosh - along_f * flat_cosh
-        grad_offset = 2 * c.sqrt() * grad_r
-    # e = 2 sqrt(c) sinhc(x), f = cosh(sqrt(x)), x = 4 c |v|^2
-    grad_x = grad_e * 2 * c.sqrt() * _even.sinhc_derivative(x)
-    if grad_f is not None:
-        grad_x = grad_x + grad_f * 0.5 * _even.sinhc(x)
+        scaled = grad_q * cosh_r
+        grad_inner = scaled * e
+        grad_e = (scaled * inner).sum(dim, keepdim=True)
+        grad_cosh = -(grad_q * sinh_r).sum(dim, keepdim=True)
+        if needs[3] or needs[4]:
+            along_cosh, along_sinh = sum_over(grad_inner * inner, rest), sum_over(grad_q * cosh, rest)
+            tanh_r = (sinh_r / cosh_r).flatten()
+            grad_offset = 2 * c.sqrt() * (along_cosh * tanh_r - along_sinh * cosh_r.flatten())
+    # e = 2 sqrt(c) sinhc(x), cosh = cosh(sqrt(x)), x = 4 c |v|^2
+    grad_x = 2 * c.sqrt() * grad_e * _even.sinhc_derivative(x)
+    if grad_cosh is not None:
+        grad_x = grad_x + 0.25 * c.rsqrt() * grad_cosh * e
     grad_square = 4 * c * grad_x
 
     grad_c = None
@@ -115,11 +116,11 @@ def _hyperplanes_backward(
         if grad_offset is not None and offset is not None:
             grad_c = grad_c + (grad_offset * offset).sum() * 0.5 / c
         if not as_point:
-            grad_c = grad_c - (grad_y * y).sum() * 0.5 / c
+            grad_c = grad_c - (grad * result).sum() * 0.5 / c
     return grad_inner, grad_square, grad_norm, grad_offset, grad_c
 
 
-_hyperplanes_op = differentiable(_hyperplanes, _hyperplanes_backward, tensors=5)
+_hyperplanes_op = differentiable(_hyperplanes, _hyperplanes_backward, tensors=5, keep_output=True)
 
 
 def _squared_norm(v: Tensor, dim: int) -> Tensor:

@@ -1,7 +1,8 @@
 r"""The Poincaré midpoint: a closed-form average of points of the ball.
 
-In the hyperboloid chart it is the plain (weighted) mean of the points with their time parts, scaled back to the hyperboloid:
-:math:`m = (S, T)/\sqrt{T^2-\|S\|^2}`. It coincides with the gyromidpoint and with geoopt's ``weighted_midpoint``.
+In the hyperboloid chart it is the plain (weighted) mean of the points with their time parts, scaled back to the
+hyperboloid: :math:`m = (S, T)/\sqrt{T^2-\|S\|^2}`. It coincides with the gyromidpoint and with geoopt's
+``weighted_midpoint``.
 
 References
 ----------
@@ -118,7 +119,8 @@ def midpoint(
     x : Tensor
         Ball points, any shape, along `dim`.
     weights : Tensor, optional
-        Non-negative weights, broadcastable to the shape of `x` without `dim`. Where all of them are zero, so is the midpoint.
+        Non-negative weights, broadcastable to the shape of `x` without `dim`. Where all of them are zero, so is the
+        midpoint.
     c : Tensor or float
         The curvature of the ball is ``-c``.
     reducedim : int or sequence of int, optional

@@ -164,9 +164,7 @@ def from_lorentz(p: Tensor, *, c: Curvature, dim: int = -1) -> Tensor:
     return gmath.sproj(time_last, k=_k(1.0, p), dim=dim) / sqrt_c
 
 
-def convert(
-    x: Tensor, src: str, dst: str, *, c: Curvature, dim: int = -1, max_distance: float = math.inf
-) -> Tensor:
+def convert(x: Tensor, src: str, dst: str, *, c: Curvature, dim: int = -1, max_distance: float = math.inf) -> Tensor:
     """Change of chart by way of the ball; "hyperboloid" is a Lorentz point's space part times ``sqrt(c)``."""
     sqrt_c = (-_k(c, x)).sqrt()
     if src == "tangent":
@@ -211,9 +209,7 @@ def poincare_mlr(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, c: Cu
     """
     k = _k(c, x)
     r = weight.new_zeros(weight.size(0)) if bias is None else bias
-    p = gmath.expmap0(
-        r.unsqueeze(-1) * weight / weight.norm(dim=-1, keepdim=True).clamp_min(1e-15), k=k
-    )  # [K, n]
+    p = gmath.expmap0(r.unsqueeze(-1) * weight / weight.norm(dim=-1, keepdim=True).clamp_min(1e-15), k=k)  # [K, n]
     a = gmath.parallel_transport0(p, weight, k=k)  # [K, n]
     distance = gmath.dist2plane(x.unsqueeze(-2), p, a, k=k, signed=True, scaled=True)  # [..., K], times |a|
     return gmath.lambda_x(p, k=k) * distance  # the Riemannian length of a at p is lambda_p |a|
@@ -381,9 +377,7 @@ def frechet_mean(
         return (w * t / torch.tanh(t.clamp_min(1e-6))).sum(dims, keepdim=True).clamp_min(1)
 
     def step(m: Tensor, size: Tensor) -> Tensor:
-        return gmath.expmap(
-            m, size * (w * gmath.logmap(m, x, k=k, dim=dim)).sum(dims, keepdim=True), k=k, dim=dim
-        )
+        return gmath.expmap(m, size * (w * gmath.logmap(m, x, k=k, dim=dim)).sum(dims, keepdim=True), k=k, dim=dim)
 
     with torch.no_grad():
         m = midpoint(x, weights, c=c, reducedim=dims, dim=dim, keepdim=True)
@@ -520,9 +514,7 @@ def poincare_avg_pool2d(
     for size, k, s, p in zip(x.shape[2:], kernel, stride, padding, strict=True):
         steps = (size + 2 * p - k) / s
         out = (math.ceil(steps) if ceil_mode else math.floor(steps)) + 1
-        if (
-            ceil_mode and (out - 1) * s >= size + p
-        ):  # the last window has to start inside the image or the left padding
+        if ceil_mode and (out - 1) * s >= size + p:  # the last window has to start inside the image or the left padding
             out -= 1
         extra.append((out - 1) * s + k - size - 2 * p)
     inside = _pad(torch.ones_like(x[:, :1]), padding, value=float(count_include_pad))
@@ -541,9 +533,7 @@ def poincare_adaptive_avg_pool2d(x: Tensor, output_size: int | Sequence[int], *,
         return [slice(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
 
     rows = [
-        torch.stack(
-            [midpoint(x[:, :, r, s], c=c, reducedim=(2, 3), dim=1) for s in windows(x.size(3), width)], dim=-1
-        )
+        torch.stack([midpoint(x[:, :, r, s], c=c, reducedim=(2, 3), dim=1) for s in windows(x.size(3), width)], dim=-1)
         for r in windows(x.size(2), height)
     ]
     return torch.stack(rows, dim=-2)

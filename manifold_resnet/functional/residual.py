@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._checks import Chart, check_chart, check_max_distance, curvature, full_precision
+from manifold_resnet.functional._checks import (
+    Chart,
+    check_chart,
+    check_max_distance,
+    curvature,
+    full_precision,
+)
 from manifold_resnet.functional.charts import convert
 
 

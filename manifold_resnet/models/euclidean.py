@@ -42,8 +42,8 @@ class EuclideanResNet(nn.Module):
     in_channels : int
         Channels of the images.
     ball : geoopt.PoincareBall, optional
-        If given, the classifier is hyperbolic: features, taken as tangent vectors at the origin, are mapped onto this ball, and
-        the logits are distances to hyperplanes.
+        If given, the classifier is hyperbolic: features, taken as tangent vectors at the origin, are mapped onto this
+        ball, and the logits are distances to hyperplanes.
     init, weight_on, max_distance
         Of the hyperbolic classifier, see `PoincareMLR` and `ExpMap0`.
     """
@@ -84,7 +84,7 @@ class EuclideanResNet(nn.Module):
         self.in_channels, self.num_classes = in_channels, num_classes
 
     def features(self, images: Tensor) -> Tensor:
-        """The pooled features before the classifier, ``(batch, widths[2])``: ball points if the classifier is hyperbolic."""
+        """Pooled features ``(batch, widths[2])`` before the classifier: ball points if that is hyperbolic."""
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(
                 f"images must have shape (batch, {self.in_channels}, H, W), got {tuple(images.shape)}: "

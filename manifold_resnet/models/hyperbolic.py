@@ -65,16 +65,14 @@ class PoincareBlock(nn.Module):
         shortcut, chart = u, "tangent"
         if self.downsample is not None:
             shortcut, chart = self.downsample(u, in_chart="tangent", out_chart="hyperboloid"), "hyperboloid"
-        return self.residual(
-            h, shortcut, in_chart="hyperboloid", shortcut_chart=chart, out_chart="tangent", relu=relu
-        )
+        return self.residual(h, shortcut, in_chart="hyperboloid", shortcut_chart=chart, out_chart="tangent", relu=relu)
 
 
 class PoincareResNet(nn.Module):
     """Poincaré residual network of the CIFAR family (van Spengler et al. 2023, sec. 3 and 4).
 
-    Images of pixels, taken as tangent vectors at the origin, are mapped onto the ball; a convolution, three groups of residual
-    blocks (the second and third halve the image), midpoint pooling, and a hyperbolic classifier follow.
+    Images of pixels, taken as tangent vectors at the origin, are mapped onto the ball; a convolution, three groups of
+    residual blocks (the second and third halve the image), midpoint pooling, and a hyperbolic classifier follow.
 
     Parameters
     ----------

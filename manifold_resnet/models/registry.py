@@ -24,7 +24,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 _OPTIONS = {
-    "hyperbolic": {"residual", "activation", "mean", "scale", "head", "init", "weight_on", "bias", "max_distance"},
+    "hyperbolic": {
+        "residual",
+        "activation",
+        "mean",
+        "scale",
+        "head",
+        "init",
+        "weight_on",
+        "bias",
+        "max_distance",
+    },
     "euclideanwhypclass": {"init", "weight_on", "max_distance"},
     "euclidean": set(),
 }
@@ -45,9 +55,9 @@ def create_model(
     Parameters
     ----------
     name : str
-        ``hyperbolic-8-16-32-resnet-20``: a kind, the widths of three groups, and the depth ``6n + 2``. Kinds are "hyperbolic"
-        (`PoincareResNet`), "euclidean" (its twin, `EuclideanResNet`) and "euclideanwhypclass" (the twin with a hyperbolic
-        classifier).
+        ``hyperbolic-8-16-32-resnet-20``: a kind, the widths of three groups, and the depth ``6n + 2``. Kinds are
+        "hyperbolic" (`PoincareResNet`), "euclidean" (its twin, `EuclideanResNet`) and "euclideanwhypclass" (the twin
+        with a hyperbolic classifier).
     num_classes : int
         Number of logits.
     in_channels : int
@@ -57,11 +67,11 @@ def create_model(
     learnable_c : bool
         Learn c.
     variant : {None, "paper"}
-        The configuration that learns best, or the published one (half the identity over the flattened patch, one Fréchet
-        variance, a fully connected head, weights as tangent vectors).
+        The configuration that learns best, or the published one (half the identity over the flattened patch, one
+        Fréchet variance, a fully connected head, weights as tangent vectors).
     **options
-        Options of `PoincareResNet`, which win over the variant's. "euclideanwhypclass" takes ``init``, ``weight_on`` and
-        ``max_distance``, "euclidean" none; the options of a variant that a kind does not have are left out.
+        Options of `PoincareResNet`, which win over the variant's. "euclideanwhypclass" takes ``init``, ``weight_on``
+        and ``max_distance``, "euclidean" none; the options of a variant that a kind does not have are left out.
 
     Returns
     -------

@@ -1,7 +1,8 @@
 """Layers on the Poincaré ball.
 
-A layer takes and returns plain tensors of ball points, so it sits beside any other geoopt model. Between layers of one network the
-points may travel in another chart (``in_chart=``, ``out_chart=``), which saves conversions and changes nothing else.
+A layer takes and returns plain tensors of ball points, so it sits beside any other geoopt model. Between layers of
+one network the points may travel in another chart (``in_chart=``, ``out_chart=``), which saves conversions and
+changes nothing else.
 """
 
 from manifold_resnet.nn import init

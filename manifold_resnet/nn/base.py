@@ -26,8 +26,10 @@ def check_ball(ball: geoopt.PoincareBall) -> None:
         If its c is not positive and finite.
     """
     if not isinstance(ball, geoopt.PoincareBall):
-        raise TypeError(f"ball must be a geoopt.PoincareBall, got {type(ball).__name__}: pass geoopt.PoincareBall(c=1.0)")
-    c = float(ball.c)
+        raise TypeError(
+            f"ball must be a geoopt.PoincareBall, got {type(ball).__name__}: pass geoopt.PoincareBall(c=1.0)"
+        )
+    c = ball.c.item()
     if not (c > 0 and math.isfinite(c)):
         raise ValueError(f"the ball's c must be positive and finite (its sectional curvature is -c), got c={c}")
 
@@ -38,7 +40,8 @@ class PoincareModule(nn.Module):
     Parameters
     ----------
     ball : geoopt.PoincareBall
-        The manifold. Registered as a submodule, so ``.to()``, ``state_dict`` and ``deepcopy`` carry it; share one between layers.
+        The manifold. Registered as a submodule, so ``.to()``, ``state_dict`` and ``deepcopy`` carry it; share one
+        between layers.
     dim : int
         The dimension the manifold runs along.
 
@@ -62,7 +65,9 @@ class PoincareModule(nn.Module):
     def extra_repr(self) -> str:
         return f"dim={self.dim}"
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], *rest: Any
+    ) -> None:
         if metadata.get("assign_to_params_buffers"):
             # torch would replace manifold parameters by plain ones
             for name, p in self._parameters.items():
@@ -84,8 +89,9 @@ class BoundedModule(PoincareModule):
     dim : int
         The dimension the manifold runs along.
     max_distance : float, optional
-        Largest geodesic distance of the outputs from the origin; farther points are moved there along the geodesic. None:
-        ``DEFAULT_MAX_DISTANCE / sqrt(c)``; ``math.inf``: no bound (but points in the ball chart stay where geoopt keeps them).
+        Largest geodesic distance of the outputs from the origin; farther points are moved there along the geodesic.
+        None: ``DEFAULT_MAX_DISTANCE / sqrt(c)``; ``math.inf``: no bound (but points in the ball chart stay where
+        geoopt keeps them).
     """
 
     def __init__(self, ball: geoopt.PoincareBall, dim: int, max_distance: float | None) -> None:
@@ -98,9 +104,7 @@ class BoundedModule(PoincareModule):
         """Points in the hyperboloid chart, bounded, in another chart."""
         if self._counts is not None:
             self._count(h)
-        return convert(
-            h, "hyperboloid", chart, c=self.c, dim=self.dim, max_distance=self.max_distance, relu=relu
-        )
+        return convert(h, "hyperboloid", chart, c=self.c, dim=self.dim, max_distance=self.max_distance, relu=relu)
 
     @torch.no_grad()
     def _count(self, h: Tensor) -> None:
@@ -120,7 +124,7 @@ class BoundedModule(PoincareModule):
 
 
 class ClippingMonitor:
-    """How many of the points that layers produced lay on or beyond their bound `max_distance`. See `monitor_clipping`."""
+    """Counts the points that layers put on their bound `max_distance`. See `monitor_clipping`."""
 
     def __init__(self, layers: dict[str, BoundedModule]) -> None:
         self._layers = layers

@@ -114,9 +114,7 @@ class _PoincareBatchNorm(BoundedModule):
         self.running_sums.lerp_(sums.to(self.running_sums.dtype), weight.to(self.running_sums.dtype))
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), weight.to(self.running_var.dtype))
 
-    def forward(
-        self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball", relu: bool = False
-    ) -> Tensor:
+    def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball", relu: bool = False) -> Tensor:
         """Normalise points along dimension 1.
 
         Parameters
@@ -172,16 +170,16 @@ class _PoincareBatchNorm(BoundedModule):
         return ", ".join(parts).rstrip(", ")
 
 
-def _doc(kind: str, shape: str) -> str:
-    return f"""Batch normalisation of {kind} about their Poincaré midpoint or Fréchet mean (van Spengler et al. 2023, sec. 3.3).
+class PoincareBatchNorm2d(_PoincareBatchNorm):
+    """Batch normalisation of images of points about their midpoint or Fréchet mean (van Spengler et al., sec. 3.3).
 
-    In training, statistics of the batch are used and running ones kept; in evaluation the running ones are used, so that one
-    image's output does not depend on the others in its batch.
+    In training, statistics of the batch are used and running ones kept; in evaluation the running ones are used, so
+    that one image's output does not depend on the others in its batch.
 
     Parameters
     ----------
     num_features : int
-        Channels C: the dimension of the ball, along dimension 1 of inputs {shape}.
+        Channels C: the dimension of the ball, along dimension 1 of inputs ``(batch, C, H, W)``.
     ball : geoopt.PoincareBall
         The manifold.
     eps : float
@@ -192,9 +190,9 @@ def _doc(kind: str, shape: str) -> str:
         Learn the centre and the scale.
     track_running_stats : bool
         Keep running statistics; without, evaluation uses the batch's.
-    mean : {{"midpoint", "frechet"}}
+    mean : {"midpoint", "frechet"}
         Closed-form midpoint, or iterative Fréchet mean with implicit gradient.
-    scale : {{"channel", "scalar"}}
+    scale : {"channel", "scalar"}
         Standardise each coordinate of the tangent vectors at the mean, or divide by one Fréchet variance (the paper).
     max_distance : float, optional
         Bound on the outputs' geodesic distance from the origin; None: ``DEFAULT_MAX_DISTANCE / sqrt(c)``.
@@ -204,11 +202,11 @@ def _doc(kind: str, shape: str) -> str:
     bias : geoopt.ManifoldParameter
         ``(C,)``: the centre the mean is moved to, a ball point; the origin at first.
     log_scale : torch.nn.Parameter
-        0-d or ``(C,)``: logarithm of the gain relative to the initial one, so the gain is positive by construction. At first
-        the gain is 1 ("scalar": mean squared distance 1) or ``0.5/sqrt(C)`` per channel (mean squared distance 1 too).
+        0-d or ``(C,)``: logarithm of the gain relative to the initial one, so the gain is positive by construction. At
+        first the gain is 1 ("scalar") or ``0.5/sqrt(C)`` ("channel"): mean squared distance 1 either way.
     running_sums : Tensor
-        ``(C + 1,)``: average over batches of the hyperboloid coordinates' mean and of their time part's excess over one;
-        normalised, they are the joint midpoint, see `running_mean`.
+        ``(C + 1,)``: average over batches of the hyperboloid coordinates' mean and of their time part's excess over
+        one; normalised, they are the joint midpoint, see `running_mean`.
     running_var : Tensor
         0-d squared geodesic distance, or ``(C,)`` squared tangent coordinates.
 
@@ -218,17 +216,16 @@ def _doc(kind: str, shape: str) -> str:
         If an argument is not one of those listed.
     """
 
-
-class PoincareBatchNorm1d(_PoincareBatchNorm):
-    __doc__ = _doc("points", "``(batch, C)`` or ``(batch, C, L)``")
-    _ndims = (2, 3)
-
-
-class PoincareBatchNorm2d(_PoincareBatchNorm):
-    __doc__ = _doc("images of points", "``(batch, C, H, W)``")
     _ndims = (4,)
 
 
+class PoincareBatchNorm1d(_PoincareBatchNorm):
+    """Batch normalisation of points ``(batch, C)`` or ``(batch, C, L)``. Arguments as `PoincareBatchNorm2d`."""
+
+    _ndims = (2, 3)
+
+
 class PoincareBatchNorm3d(_PoincareBatchNorm):
-    __doc__ = _doc("volumes of points", "``(batch, C, D, H, W)``")
+    """Batch normalisation of volumes of points ``(batch, C, D, H, W)``. Arguments as `PoincareBatchNorm2d`."""
+
     _ndims = (5,)

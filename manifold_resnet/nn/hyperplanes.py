@@ -99,8 +99,8 @@ class _Hyperplanes(BoundedModule):
             if not torch.allclose(logmap0(point, c=self.c), flat, rtol=1e-3, atol=1e-5):
                 longest = float(torch.linalg.vector_norm(flat, dim=1).max()) * self.weight_scale
                 raise ValueError(
-                    f"a normal of length {longest:.3g} does not fit on the ball of c={float(self.c):.3g} in {flat.dtype}: "
-                    f"use shorter normals, float64, or weight_on='tangent'"
+                    f"a normal of length {longest:.3g} does not fit on the ball of c={self.c.item():.3g} in "
+                    f"{flat.dtype}: use shorter normals, float64, or weight_on='tangent'"
                 )
             flat = point
         self.weight.copy_(flat)
@@ -120,7 +120,13 @@ class _Hyperplanes(BoundedModule):
         return ", ".join([*parts, super().extra_repr()]).rstrip(", ")
 
 
-_PARAMETERS = """
+class PoincareLinear(_Hyperplanes):
+    """Poincaré fully connected layer along the last dimension (Shimizu et al. 2021, sec. 3.2).
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Dimensions of the input's and of the output's ball.
     ball : geoopt.PoincareBall
         The manifold of the inputs, the outputs and the weight.
     bias : bool
@@ -128,30 +134,21 @@ _PARAMETERS = """
     init : str
         "gaussian", "orthogonal", "identity", "paper" or "normal", see `manifold_resnet.nn.init`.
     weight_on : {"ball", "tangent"}
-        Keep normals as points of the ball (trained by Riemannian optimizers) or as tangent vectors at the origin (the paper)."""
-
-_ATTRIBUTES = """
-    weight : geoopt.ManifoldParameter
-        ``(out, fan_in)``: each row is a point p of the ball; the hyperplane's normal is ``weight_scale * log0(p)``. The
-        scale ``2 sqrt(fan_in)`` leaves room for every length in use even where c is large, and makes one Riemannian step
-        of length lr, the per-point step of geoopt's Adam, move the coordinates of a normal by lr in root mean square.
-        With ``weight_on="tangent"`` a plain parameter that holds the normals themselves.
-    bias : torch.nn.Parameter or None
-        ``(out,)``: offsets of the hyperplanes, numbers in units of tangent norm (half a distance), not points."""
-
-
-class PoincareLinear(_Hyperplanes):
-    __doc__ = f"""Poincaré fully connected layer along the last dimension (Shimizu et al. 2021, sec. 3.2).
-
-    Parameters
-    ----------
-    in_features, out_features : int
-        Dimensions of the input's and of the output's ball.{_PARAMETERS}
+        Keep normals as points of the ball, trained by Riemannian optimizers, or as tangent vectors at the origin (the
+        paper).
     max_distance : float, optional
         Bound on the outputs' geodesic distance from the origin; None: ``DEFAULT_MAX_DISTANCE / sqrt(c)``.
 
     Attributes
-    ----------{_ATTRIBUTES}
+    ----------
+    weight : geoopt.ManifoldParameter
+        ``(out, fan_in)``: each row is a point p of the ball, and ``weight_scale * log0(p)`` the normal of a hyperplane
+        (`normals`). With ``weight_on="tangent"``, a plain parameter that holds the normals themselves.
+    weight_scale : float
+        ``2 sqrt(fan_in)`` on the ball. It leaves room for every length in use even where c is large, and makes the step
+        of geoopt's Adam, which is of length lr for a whole row, move coordinates of normals by lr in root mean square.
+    bias : torch.nn.Parameter or None
+        ``(out,)``: offsets of the hyperplanes, numbers in units of tangent norm (half a distance), not points.
 
     Raises
     ------
@@ -177,24 +174,42 @@ class PoincareLinear(_Hyperplanes):
         self.in_features, self.out_features = in_features, out_features
 
     def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
-        """Map points ``(..., in_features)`` in chart `in_chart` to points ``(..., out_features)`` in chart `out_chart`."""
+        """Map points ``(..., in_features)`` in `in_chart` to points ``(..., out_features)`` in `out_chart`."""
         h = poincare_linear(x, self.normals(), self.bias, c=self.c, in_chart=in_chart, out_chart="hyperboloid")
         return self._bounded(h, out_chart)
 
 
 class PoincareMLR(_Hyperplanes):
-    __doc__ = f"""Poincaré multinomial logistic regression: logits are signed distances to hyperplanes, scaled by twice the
-    length of their normals (Shimizu et al. 2021, sec. 3.1).
+    """Poincaré multinomial logistic regression along the last dimension (Shimizu et al. 2021, sec. 3.1).
+
+    Logits are signed distances to hyperplanes, scaled by twice the length of their normals.
 
     Parameters
     ----------
     in_features : int
         Dimension of the ball.
     num_classes : int
-        Number of hyperplanes.{_PARAMETERS}
+        Number of hyperplanes.
+    ball : geoopt.PoincareBall
+        The manifold of the inputs, the outputs and the weight.
+    bias : bool
+        Learn the hyperplanes' offsets.
+    init : str
+        "gaussian", "orthogonal", "identity", "paper" or "normal", see `manifold_resnet.nn.init`.
+    weight_on : {"ball", "tangent"}
+        Keep normals as points of the ball, trained by Riemannian optimizers, or as tangent vectors at the origin (the
+        paper).
 
     Attributes
-    ----------{_ATTRIBUTES}
+    ----------
+    weight : geoopt.ManifoldParameter
+        ``(out, fan_in)``: each row is a point p of the ball, and ``weight_scale * log0(p)`` the normal of a hyperplane
+        (`normals`). With ``weight_on="tangent"``, a plain parameter that holds the normals themselves.
+    weight_scale : float
+        ``2 sqrt(fan_in)`` on the ball. It leaves room for every length in use even where c is large, and makes the step
+        of geoopt's Adam, which is of length lr for a whole row, move coordinates of normals by lr in root mean square.
+    bias : torch.nn.Parameter or None
+        ``(out,)``: offsets of the hyperplanes, numbers in units of tangent norm (half a distance), not points.
 
     Raises
     ------
@@ -253,7 +268,7 @@ class _PoincareConv(_Hyperplanes):
         self.padding = padding
 
     def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
-        """Map images of points ``(batch, in_channels, ...)`` to ``(batch, out_channels, ...)``, points along dimension 1."""
+        """Map images of points ``(batch, in_channels, ...)`` to ``(batch, out_channels, ...)``."""
         h = poincare_conv(
             x, self.normals(), self.bias, self.stride, self.padding, self.dilation,
             c=self.c, in_chart=in_chart, out_chart="hyperboloid",
@@ -265,20 +280,37 @@ class _PoincareConv(_Hyperplanes):
         return s if set(self.dilation) == {1} else f"{s}, dilation={self.dilation}"
 
 
-def _conv_doc(spatial: int) -> str:
-    return f"""Poincaré {spatial}D convolution over images of points along dimension 1 (van Spengler et al. 2023, sec. 3.1).
+class PoincareConv2d(_PoincareConv):
+    """Poincaré 2D convolution over images of points along dimension 1 (van Spengler et al. 2023, sec. 3.1).
 
     Parameters
     ----------
     in_channels, out_channels : int
         Dimensions of a pixel's ball in the input and in the output.
     kernel_size, stride, padding, dilation
-        As ``torch.nn.Conv{spatial}d``. Padded pixels are the origin.{_PARAMETERS}
+        As ``torch.nn.Conv2d``. Padded pixels are the origin.
+    ball : geoopt.PoincareBall
+        The manifold of the inputs, the outputs and the weight.
+    bias : bool
+        Learn the hyperplanes' offsets.
+    init : str
+        "gaussian", "orthogonal", "identity", "paper" or "normal", see `manifold_resnet.nn.init`.
+    weight_on : {"ball", "tangent"}
+        Keep normals as points of the ball, trained by Riemannian optimizers, or as tangent vectors at the origin (the
+        paper).
     max_distance : float, optional
         Bound on the outputs' geodesic distance from the origin; None: ``DEFAULT_MAX_DISTANCE / sqrt(c)``.
 
     Attributes
-    ----------{_ATTRIBUTES}
+    ----------
+    weight : geoopt.ManifoldParameter
+        ``(out, fan_in)``: each row is a point p of the ball, and ``weight_scale * log0(p)`` the normal of a hyperplane
+        (`normals`). With ``weight_on="tangent"``, a plain parameter that holds the normals themselves.
+    weight_scale : float
+        ``2 sqrt(fan_in)`` on the ball. It leaves room for every length in use even where c is large, and makes the step
+        of geoopt's Adam, which is of length lr for a whole row, move coordinates of normals by lr in root mean square.
+    bias : torch.nn.Parameter or None
+        ``(out,)``: offsets of the hyperplanes, numbers in units of tangent norm (half a distance), not points.
 
     Raises
     ------
@@ -286,20 +318,16 @@ def _conv_doc(spatial: int) -> str:
         If an argument is not one of those listed.
     """
 
-
-class PoincareConv1d(_PoincareConv):
-    __doc__ = _conv_doc(1)
-    _spatial = 1
-
-
-class PoincareConv2d(_PoincareConv):
-    __doc__ = _conv_doc(2)
     _spatial = 2
 
 
+class PoincareConv1d(_PoincareConv):
+    """Poincaré 1D convolution over sequences of points ``(batch, channels, L)``. Arguments as `PoincareConv2d`."""
+
+    _spatial = 1
+
+
 class PoincareConv3d(_PoincareConv):
-    __doc__ = _conv_doc(3)
+    """Poincaré 3D convolution over volumes of points ``(batch, channels, D, H, W)``. Arguments as `PoincareConv2d`."""
+
     _spatial = 3
-
-
-__all__ = ["PoincareConv1d", "PoincareConv2d", "PoincareConv3d", "PoincareLinear", "PoincareMLR"]

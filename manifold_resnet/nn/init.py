@@ -1,17 +1,19 @@
 r"""Initialisations of hyperplane normals, by name.
 
-A Poincaré layer is, close to the origin, the linear map :math:`2 s Z` with rows :math:`z_k` (``s`` is the beta-concatenation's factor
-`beta_ratio`). So normals of length ``0.5/s`` preserve norms, and a network of any depth starts with activations in range.
+A Poincaré layer is, close to the origin, the linear map :math:`2 s Z` with rows :math:`z_k` (``s`` is the
+beta-concatenation's factor `beta_ratio`). So normals of length ``0.5/s`` preserve norms, and a network of any depth
+starts with activations in range.
 
-========== ==========================================================================================================
-name       normals
-========== ==========================================================================================================
-identity   Dirac kernel of length ``0.5/s``: output k is input channel k
-paper      ``0.5 eye`` over the flattened patch, as the authors' code has it [1]_: output k reads channel 0 at position k
-normal     Gaussian of standard deviation ``(2 fan_in out)**-0.5`` of Hyperbolic Neural Networks++ [2]_: norms collapse with depth
-gaussian   Gaussian of standard deviation ``0.5/(s sqrt(fan_in))``: preserves norms in expectation
-orthogonal orthogonal rows of length ``0.5/s``: preserves the norm of the patch's part it reads
-========== ==========================================================================================================
+gaussian
+    Gaussian of standard deviation ``0.5/(s sqrt(fan_in))``: preserves norms in expectation.
+orthogonal
+    Orthogonal rows of length ``0.5/s``: preserves the norm of the part of the patch that they read.
+identity
+    Dirac kernel of length ``0.5/s``: output k is input channel k.
+paper
+    ``0.5 eye`` over the flattened patch, as the authors' code has it [1]_: output k reads channel 0 at position k.
+normal
+    Gaussian of standard deviation ``(2 fan_in out)**-0.5`` of [2]_: norms collapse with depth.
 
 References
 ----------
@@ -41,8 +43,8 @@ def identity_(normals: Tensor) -> Tensor:
     Parameters
     ----------
     normals : Tensor
-        Hyperplane normals ``(out, in, *kernel)``, filled in place. With more outputs than inputs the channels repeat, shortened
-        so that the norm is preserved; with fewer, the last ones are left out.
+        Hyperplane normals ``(out, in, *kernel)``, filled in place. With more outputs than inputs the channels repeat,
+        shortened so that the norm is preserved; with fewer, the last ones are left out.
 
     Returns
     -------
@@ -60,7 +62,7 @@ def identity_(normals: Tensor) -> Tensor:
 
 @torch.no_grad()
 def paper_(normals: Tensor) -> Tensor:
-    """Fill with half the identity matrix over the flattened patch, as in the published code. In place; shape as `identity_`."""
+    """Fill with half the identity matrix over the flattened patch, as the authors do. In place, as `identity_`."""
     return normals.copy_(0.5 * torch.eye(normals.shape[0], normals[0].numel()).view_as(normals))
 
 
@@ -78,7 +80,7 @@ def gaussian_(normals: Tensor) -> Tensor:
 
 @torch.no_grad()
 def orthogonal_(normals: Tensor) -> Tensor:
-    """Fill with orthogonal rows (columns, if there are more rows) of length ``0.5/s``. In place; shape as `identity_`."""
+    """Fill with orthogonal rows (columns, if there are more rows) of length ``0.5/s``. In place, as `identity_`."""
     outputs, fan_in = normals.shape[0], normals[0].numel()
     gain = 0.5 / _factor(normals) * max(1.0, math.sqrt(outputs / fan_in))
     flat = torch.nn.init.orthogonal_(torch.empty(outputs, fan_in, dtype=normals.dtype), gain)

@@ -137,9 +137,7 @@ class PoincareAdaptiveAvgPool2d(PoincareModule):
 
     def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
         """Map images of points to images of points of size `output_size`."""
-        return poincare_adaptive_avg_pool2d(
-            x, self.output_size, c=self.c, in_chart=in_chart, out_chart=out_chart
-        )
+        return poincare_adaptive_avg_pool2d(x, self.output_size, c=self.c, in_chart=in_chart, out_chart=out_chart)
 
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}"
