@@ -58,10 +58,10 @@ def check_chart(chart: str, name: str) -> None:
 
 def check_max_distance(max_distance: float | None) -> None:
     """Raise a ValueError unless `max_distance` is None or positive."""
-    if max_distance is not None and not max_distance > 0:
+    if max_distance is not None and not (isinstance(max_distance, (int, float)) and max_distance > 0):
         raise ValueError(
             f"max_distance must be a positive geodesic distance, math.inf for no bound or None for the default; "
-            f"got {max_distance}"
+            f"got {max_distance!r}"
         )
 
 

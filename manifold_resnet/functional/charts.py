@@ -102,16 +102,23 @@ def _bound(c: Tensor, distance: float, cap: float) -> tuple[Tensor, Tensor]:
     return delta.clamp(max=cap), torch.where(delta < cap, 0.5 * distance * c.rsqrt(), torch.zeros_like(c))
 
 
+def _squared_bound(c: Tensor, chart: Chart, distance: float, cap: float) -> Tensor | float:
+    """Square of the norm in a chart at min(distance, cap/sqrt(c)); a number where it does not depend on c."""
+    if chart == "hyperboloid" and math.isinf(distance):
+        return math.sinh(cap) ** 2
+    return _radius(_bound(c, distance, cap)[0], c, chart).square()
+
+
 def _scale(
     s: Tensor, c: Tensor, src: Chart, dst: Chart, distance: float, cap: float
-) -> tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Tensor, Tensor | float | None, Tensor]:
     """Squared norms and squared radius of the bound in `src`, and the factor that converts and bounds."""
     if math.isinf(distance) and math.isinf(cap):
         return s, None, _factor(s, c, src, dst)
-    delta, _ = _bound(c, distance, cap)
-    bound = _radius(delta, c, src).square()
-    inside = torch.minimum(s, bound)
-    return inside, bound, _factor(inside, c, src, dst) * torch.sqrt(bound / torch.maximum(s, bound))
+    bound = _squared_bound(c, src, distance, cap)
+    inside = s.clamp(max=bound)
+    shrink = (s * (1 / bound)).clamp(min=1).rsqrt()
+    return inside, bound, shrink if src == dst else _factor(inside, c, src, dst) * shrink
 
 
 def _radial(x: Tensor, c: Tensor, src: Chart, dst: Chart, distance: float, cap: float, dim: int, relu: bool) -> Tensor:
@@ -140,11 +147,11 @@ def _radial_backward(
     if bound is not None:
         outside = s > bound
         # outside, the factor is the radius over the norm: no radial gradient
-        f_s = torch.where(outside, -0.5 * f / torch.maximum(s, bound), f_s)
+        f_s = torch.where(outside, -0.5 * f / s.clamp(min=bound), f_s)
         if f_c is not None:
             delta, delta_c = _bound(c, distance, cap)
             radius_delta, radius_c = _radius_derivatives(delta, c, dst)
-            f_c = torch.where(outside, (radius_delta * delta_c + radius_c) * torch.maximum(s, bound).rsqrt(), f_c)
+            f_c = torch.where(outside, (radius_delta * delta_c + radius_c) * s.clamp(min=bound).rsqrt(), f_c)
     grad_x = torch.addcmul(grad * f, x, 2 * f_s * along) if needs[0] else None
     grad_c = (f_c * along).sum() if f_c is not None else None
     return grad_x, grad_c

@@ -57,7 +57,7 @@ def beta_ratio(channels: int, pixels: int) -> float:
 
 
 def _per_dim(value: int | Sequence[int], spatial: int, name: str, least: int) -> tuple[int, ...]:
-    values = (value,) * spatial if isinstance(value, int) else tuple(value)
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * spatial
     if len(values) != spatial or any(not isinstance(v, int) or v < least for v in values):
         raise ValueError(f"{name} must be an integer >= {least} or {spatial} of them, got {value!r}")
     return values

@@ -31,7 +31,10 @@ def check_ball(ball: geoopt.PoincareBall) -> None:
         )
     c = ball.c.item()
     if not (c > 0 and math.isfinite(c)):
-        raise ValueError(f"the ball's c must be positive and finite (its sectional curvature is -c), got c={c}")
+        raise ValueError(
+            f"the ball's c must be positive and finite (its sectional curvature is -c), got c={c}. In float32, geoopt "
+            f"represents c between about 1e-7 and 88"
+        )
 
 
 class PoincareModule(nn.Module):
@@ -63,7 +66,7 @@ class PoincareModule(nn.Module):
         return self.ball.c
 
     def extra_repr(self) -> str:
-        return f"dim={self.dim}"
+        return f"c={self.c.item():.4g}, dim={self.dim}"
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], *rest: Any
@@ -114,13 +117,14 @@ class BoundedModule(PoincareModule):
             radius = torch.sinh(self.c.to(h.dtype).sqrt() * self.max_distance)
         norm = torch.linalg.vector_norm(h, dim=self.dim)
         if self._counts is not None:
-            self._counts.append(((norm >= radius).sum(), norm.numel()))
+            self._counts.append(((norm >= radius * (1 - 1e-5)).sum(), norm.numel()))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_counts": None}
 
     def extra_repr(self) -> str:
-        return "" if self.max_distance is None else f"max_distance={self.max_distance}"
+        own = super().extra_repr()
+        return own if self.max_distance is None else f"{own}, max_distance={self.max_distance}"
 
 
 class ClippingMonitor:

@@ -167,7 +167,7 @@ class _PoincareBatchNorm(BoundedModule):
             f"track_running_stats={self.track_running_stats}, mean={self.mean!r}, scale={self.scale!r}",
             super().extra_repr(),
         ]
-        return ", ".join(parts).rstrip(", ")
+        return ", ".join(parts)
 
 
 class PoincareBatchNorm2d(_PoincareBatchNorm):

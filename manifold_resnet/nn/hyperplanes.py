@@ -48,8 +48,8 @@ class _Hyperplanes(BoundedModule):
         if weight_on not in ("ball", "tangent"):
             raise ValueError(f"weight_on must be 'ball' or 'tangent', got {weight_on!r}")
         for name, value in (("input", inputs), ("output", outputs)):
-            if value < 1:
-                raise ValueError(f"the number of {name} channels or features must be positive, got {value}")
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"the number of {name} channels or features must be a positive integer, got {value!r}")
         self._fill = initialisation(init)
         self.init = init
         self.weight_on: WeightOn = weight_on
@@ -91,8 +91,10 @@ class _Hyperplanes(BoundedModule):
         ValueError
             If the shape differs, or a normal is so long that its point on the ball is out of the number format's reach.
         """
-        if normals.numel() != self.weight.numel() or normals.shape[0] != self.weight.shape[0]:
-            raise ValueError(f"normals must have shape {self._shape}, got {tuple(normals.shape)}")
+        if tuple(normals.shape) not in (self._shape, tuple(self.weight.shape)):
+            raise ValueError(
+                f"normals must have shape {self._shape} or {tuple(self.weight.shape)}, got {tuple(normals.shape)}"
+            )
         flat = normals.reshape(self.weight.shape).to(self.weight) / self.weight_scale
         if self.weight_on == "ball":
             point = expmap0(flat, c=self.c)
@@ -117,7 +119,7 @@ class _Hyperplanes(BoundedModule):
         if len(self._shape) > 2:
             parts.append(f"kernel_size={self._shape[2:]}")
         parts += [f"bias={self.bias is not None}", f"init={self.init!r}", f"weight_on={self.weight_on!r}"]
-        return ", ".join([*parts, super().extra_repr()]).rstrip(", ")
+        return ", ".join([*parts, super().extra_repr()])
 
 
 class PoincareLinear(_Hyperplanes):

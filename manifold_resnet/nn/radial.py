@@ -37,11 +37,9 @@ class ExpMap0(BoundedModule):
     def forward(self, u: Tensor, out_chart: Chart = "ball") -> Tensor:
         """Map tangent vectors at the origin along `dim` to points in chart `out_chart`, same shape."""
         if self._counts is not None:
-            self._count(convert(u, "tangent", "hyperboloid", c=self.c, dim=self.dim))
+            bounded = convert(u, "tangent", "hyperboloid", c=self.c, dim=self.dim, max_distance=self.max_distance)
+            self._count(bounded)
         return convert(u, "tangent", out_chart, c=self.c, dim=self.dim, max_distance=self.max_distance)
-
-    def extra_repr(self) -> str:
-        return ", ".join(filter(None, [f"dim={self.dim}", super().extra_repr()]))
 
 
 class LogMap0(PoincareModule):
@@ -117,7 +115,7 @@ class PoincareAvgPool2d(PoincareModule):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, {super().extra_repr()}"
 
 
 class PoincareAdaptiveAvgPool2d(PoincareModule):
@@ -140,7 +138,7 @@ class PoincareAdaptiveAvgPool2d(PoincareModule):
         return poincare_adaptive_avg_pool2d(x, self.output_size, c=self.c, in_chart=in_chart, out_chart=out_chart)
 
     def extra_repr(self) -> str:
-        return f"output_size={self.output_size}"
+        return f"output_size={self.output_size}, {super().extra_repr()}"
 
 
 class PoincareResidual(BoundedModule):
@@ -190,4 +188,4 @@ class PoincareResidual(BoundedModule):
         return self._bounded(h, out_chart, relu)
 
     def extra_repr(self) -> str:
-        return ", ".join(filter(None, [f"order={self.order!r}, dim={self.dim}", super().extra_repr()]))
+        return f"order={self.order!r}, {super().extra_repr()}"
