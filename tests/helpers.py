@@ -90,9 +90,7 @@ def assert_equal_with_gradients(
     """
     tolerance = TOLERANCES[dtype]
     out, gradients = value_and_gradients(function, tensors, c, dtype)
-    expected, expected_gradients = value_and_gradients(
-        reference, tensors, c if reference_c is None else reference_c
-    )
+    expected, expected_gradients = value_and_gradients(reference, tensors, c if reference_c is None else reference_c)
     assert out.dtype == dtype
     assert_close(out, expected, tolerance.value)
     if c < 1e-3:

@@ -23,8 +23,12 @@ def _pool(
     x = full_precision(x)
     c = curvature(c, x)
     h = convert(x, in_chart, "hyperboloid", c=c, dim=1)
-    # averaging the time part minus one makes padded zeros the origin
-    m = normalise_mean(average(h), average(time_excess(h, 1)), 1)
+    try:
+        # averaging the time part minus one makes padded zeros the origin
+        mean, excess = average(h), average(time_excess(h, 1))
+    except RuntimeError as error:
+        raise ValueError(f"cannot pool images of shape {tuple(x.shape)}: {error}") from None
+    m = normalise_mean(mean, excess, 1)
     return convert(m, "hyperboloid", out_chart, c=c, dim=1)
 
 

@@ -137,9 +137,7 @@ BALL = [
     Operation("logmap0", (P(6, 4),), returns="vector"),
     Operation("logmap0", (P(2, 4, 3, dim=1),), {"dim": 1}, label="dim", returns="vector"),
     Operation("expmap", (P(5, 4), T(5, 4, distance=0.3))),
-    Operation(
-        "expmap", (P(4, 1, dim=0), T(2, 4, 3, dim=1, distance=0.3)), {"dim": -2}, label="dim", pointwise=False
-    ),
+    Operation("expmap", (P(4, 1, dim=0), T(2, 4, 3, dim=1, distance=0.3)), {"dim": -2}, label="dim", pointwise=False),
     Operation("logmap", (P(5, 4, distance=3.0), P(5, 4, distance=3.0)), returns="vector"),
     Operation(
         "logmap",
@@ -149,9 +147,7 @@ BALL = [
         pointwise=False,
     ),
     Operation("lambda_x", (P(5, 4),), returns="number", power=0),
-    Operation(
-        "lambda_x", (P(2, 4, 3, dim=1),), {"dim": 1, "keepdim": True}, label="dim", returns="number", power=0
-    ),
+    Operation("lambda_x", (P(2, 4, 3, dim=1),), {"dim": 1, "keepdim": True}, label="dim", returns="number", power=0),
     Operation("gyration", (P(5, 4), P(5, 4), T(5, 4)), returns="vector"),
     Operation("gyration", (P(4), P(5, 4), T(2, 1, 4)), label="broadcast", returns="vector", pointwise=False),
     Operation("transp", (P(5, 4, distance=3.0), P(5, 4, distance=3.0), T(5, 4)), returns="vector"),
@@ -198,9 +194,7 @@ LINEAR = [
         "1d",
     ),
     Operation("poincare_conv2d", (P(2, 3, 5, 4, dim=1), KERNEL, Arg("offset", (4,))), {"padding": 1}),
-    Operation(
-        "poincare_conv2d", (P(2, 3, 5, 4, dim=1), KERNEL), {"stride": 2, "padding": (1, 0)}, label="no_bias"
-    ),
+    Operation("poincare_conv2d", (P(2, 3, 5, 4, dim=1), KERNEL), {"stride": 2, "padding": (1, 0)}, label="no_bias"),
     Operation(
         "poincare_conv2d",
         (P(2, 3, 5, 4, dim=1), KERNEL, Arg("offset", (4,))),
@@ -279,9 +273,7 @@ NORM = [
 ]
 LAYERS = [
     Operation("mobius_residual", (P(2, 4, 3, dim=1), P(2, 4, 3, dim=1))),
-    Operation(
-        "mobius_residual", (P(2, 4, 3, dim=1), P(2, 4, 3, dim=1)), {"order": "rf", "max_distance": 3.0}, "rf"
-    ),
+    Operation("mobius_residual", (P(2, 4, 3, dim=1), P(2, 4, 3, dim=1)), {"order": "rf", "max_distance": 3.0}, "rf"),
     Operation("mobius_residual", (P(5, 4), P(5, 4)), {"dim": -1}, "dim"),
     Operation("poincare_relu", (P(2, 4, 3, dim=1),)),
     Operation("poincare_relu", (P(5, 4),), {"dim": -1}, "dim"),
@@ -315,9 +307,7 @@ def scaled(op: Operation) -> Any:
 
 def zeros(op: Operation, c: float) -> list[Tensor]:
     """The arguments of `op`, every point and vector at the origin."""
-    return [
-        torch.zeros_like(t) if arg.is_vector else t for t, arg in zip(op.tensors(c), op.args, strict=True)
-    ]
+    return [torch.zeros_like(t) if arg.is_vector else t for t, arg in zip(op.tensors(c), op.args, strict=True)]
 
 
 def boundary(op: Operation, c: float) -> list[Tensor]:

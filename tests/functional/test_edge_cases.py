@@ -75,8 +75,7 @@ def test_near_the_boundary(op, c, dtype):
 def test_outside_the_ball(op, dtype, radius):
     """Points that rounding (or a caller) put on or beyond the boundary give finite results."""
     tensors = [
-        radius * t / (1 - 1e-6) if arg.kind == "point" else t
-        for t, arg in zip(boundary(op, 1.0), op.args, strict=True)
+        radius * t / (1 - 1e-6) if arg.kind == "point" else t for t, arg in zip(boundary(op, 1.0), op.args, strict=True)
     ]
     out, gradients = value_and_gradients(op, tensors, 1.0, dtype)
     assert_finite(out, gradients)
@@ -123,9 +122,7 @@ def test_tiny_vectors_keep_their_digits(dtype):
         F.frechet_mean(u.expand(4, 5, 3), c=1.0, reducedim=0),
     ):
         torch.testing.assert_close(result, u, rtol=100 * torch.finfo(dtype).eps, atol=0)
-    torch.testing.assert_close(
-        F.dist(u, -u, c=1.0), 4 * u.norm(dim=-1), rtol=100 * torch.finfo(dtype).eps, atol=0
-    )
+    torch.testing.assert_close(F.dist(u, -u, c=1.0), 4 * u.norm(dim=-1), rtol=100 * torch.finfo(dtype).eps, atol=0)
 
 
 @dtypes
@@ -296,9 +293,7 @@ def test_gradcheck_on_both_sides_of_the_bound(src, dst, distance):
     u = u / u.norm(dim=-1, keepdim=True) * distance / 2
     x = F.convert(u, "tangent", src, c=0.5).requires_grad_()
     c = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda x, c: F.convert(x, src, dst, c=c, max_distance=1.5), (x, c), atol=1e-7
-    )
+    assert torch.autograd.gradcheck(lambda x, c: F.convert(x, src, dst, c=c, max_distance=1.5), (x, c), atol=1e-7)
 
 
 def test_default_bound():
@@ -306,9 +301,7 @@ def test_default_bound():
     for c in (0.1, 10.0):
         u = tangents(generator(), 6, 4, c=c, distance=20.0)
         default = F.convert(u, "tangent", "hyperboloid", c=c, max_distance=None)
-        explicit = F.convert(
-            u, "tangent", "hyperboloid", c=c, max_distance=F.DEFAULT_MAX_DISTANCE / math.sqrt(c)
-        )
+        explicit = F.convert(u, "tangent", "hyperboloid", c=c, max_distance=F.DEFAULT_MAX_DISTANCE / math.sqrt(c))
         torch.testing.assert_close(default, explicit, atol=0, rtol=1e-12)
 
 
@@ -316,9 +309,7 @@ def test_project():
     x = torch.tensor([[0.5, 0.0], [3.0, 4.0]], dtype=torch.float64)
     torch.testing.assert_close(F.project(x, c=0.25)[0], x[0], atol=0, rtol=0)
     torch.testing.assert_close(F.project(x, c=0.25)[1], x[1] / 5 * 2 * (1 - 1e-5), atol=0, rtol=1e-15)
-    torch.testing.assert_close(
-        F.project(x.float(), c=0.25)[1].norm().item(), 2 * (1 - 4e-3), atol=0, rtol=1e-6
-    )
+    torch.testing.assert_close(F.project(x.float(), c=0.25)[1].norm().item(), 2 * (1 - 4e-3), atol=0, rtol=1e-6)
     torch.testing.assert_close(F.project(x, c=0.25, eps=0.5)[1].norm().item(), 1.0, atol=0, rtol=1e-15)
 
 
@@ -382,9 +373,7 @@ def test_weights_broadcast():
         F.frechet_mean,
         lambda *args, **kw: F.frechet_variance(args[0], None, *args[1:], **kw),
     ):
-        torch.testing.assert_close(
-            mean(x, w, c=1.0, reducedim=1), mean(x, w.expand(3, 5), c=1.0, reducedim=1)
-        )
+        torch.testing.assert_close(mean(x, w, c=1.0, reducedim=1), mean(x, w.expand(3, 5), c=1.0, reducedim=1))
 
 
 X, IMAGES = torch.zeros(5, 4), torch.zeros(2, 3, 6, 6)

@@ -39,9 +39,7 @@ def test_float32(op):
 
     def reference(*tensors, c):
         y = op.naive(*tensors, c=c)
-        if (
-            op.returns != "point" or y.ndim != tensors[0].ndim
-        ):  # no points, or means, which lie further inside
+        if op.returns != "point" or y.ndim != tensors[0].ndim:  # no points, or means, which lie further inside
             return y
         return naive.project(y, c=c, dim=op.args[0].dim, eps=4e-3)
 
@@ -85,8 +83,7 @@ def convolutions(draw):
 
     kernel, stride, padding, dilation, extra = sizes(1, 3), sizes(1, 3), sizes(0, 2), sizes(1, 2), sizes(0, 3)
     image = tuple(
-        max(d * (k - 1) + 1 - 2 * p, 1) + e
-        for k, p, d, e in zip(kernel, padding, dilation, extra, strict=True)
+        max(d * (k - 1) + 1 - 2 * p, 1) + e for k, p, d, e in zip(kernel, padding, dilation, extra, strict=True)
     )
     batch, inputs, outputs = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
     args = (P(batch, inputs, *image, dim=1), Arg("normal", (outputs, inputs, *kernel)))

@@ -13,9 +13,7 @@ LIMITS = {torch.float64: (5e-14, 2e-13), torch.float32: (2e-5, 2e-5)}
 
 def relative_error(actual, exact, arguments):
     with mpmath.workdps(40):
-        return max(
-            abs(mpmath.mpf(a) / exact(mpmath.mpf(x)) - 1) for a, x in zip(actual, arguments, strict=True)
-        )
+        return max(abs(mpmath.mpf(a) / exact(mpmath.mpf(x)) - 1) for a, x in zip(actual, arguments, strict=True))
 
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)

@@ -251,9 +251,7 @@ def test_pooling_of_a_constant_image(c, seed):
     padded = F.poincare_avg_pool2d(image, 3, 2, 1, ceil_mode=True, count_include_pad=False, c=c)
     equal(padded, x.expand_as(padded), c)
     equal(F.poincare_adaptive_avg_pool2d(image, (2, 4), c=c), x.expand(2, 3, 2, 4), c)
-    corner = F.poincare_avg_pool2d(image, 3, 2, 1, c=c)[
-        0, :, 0, 0
-    ]  # 5 of its 9 pixels are padding, the origin
+    corner = F.poincare_avg_pool2d(image, 3, 2, 1, c=c)[0, :, 0, 0]  # 5 of its 9 pixels are padding, the origin
     nine = torch.cat((torch.zeros(5, 3, dtype=torch.float64), x.view(1, 3).expand(4, 3)))
     equal(corner, F.midpoint(nine, c=c), c)
 

@@ -92,9 +92,7 @@ def test_padded_pixels_are_the_origin():
     kernel = 0.2 * torch.randn(4, 2, 3, 3, generator=generator(), dtype=torch.float64)
     padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
     expected = F.poincare_conv2d(padded, kernel, torch.full((4,), 0.1).double(), c=1.0)
-    assert_close(
-        F.poincare_conv2d(x, kernel, torch.full((4,), 0.1).double(), padding=1, c=1.0), expected, 1e-13
-    )
+    assert_close(F.poincare_conv2d(x, kernel, torch.full((4,), 0.1).double(), padding=1, c=1.0), expected, 1e-13)
 
 
 def test_c_is_the_curvature_itself():

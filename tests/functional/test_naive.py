@@ -55,12 +55,7 @@ def test_hyperplane_distances(c):
     lam = 2 / (1 - c * x.square().sum(-1, keepdim=True))
     root, length = c**0.5, z.norm(dim=-1)
     inner = root * lam * (x @ z.T) / length
-    v = (
-        2
-        * length
-        / root
-        * torch.asinh(inner * torch.cosh(2 * root * r) - (lam - 1) * torch.sinh(2 * root * r))
-    )
+    v = 2 * length / root * torch.asinh(inner * torch.cosh(2 * root * r) - (lam - 1) * torch.sinh(2 * root * r))
     assert_close(naive.poincare_mlr(x, z, r, c=c), v, 1e-10)
 
 

@@ -1,0 +1,115 @@
+"""A network in training: loss, accuracy, optimizer and schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torchmetrics.classification import MulticlassAccuracy
+
+from .._errors import UserError
+from .config import Config
+
+__all__ = ["Classifier"]
+
+
+class Classifier(lightning.LightningModule):
+    """An image classifier trained with cross-entropy; its checkpoints hold the settings of the run.
+
+    Parameters
+    ----------
+    config : mapping
+        ``Config.to_dict()``, with ``images`` filled in.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.config = Config.from_dict(config)
+        self.model = self.config.create_model()
+        classes = len(self.config.images["classes"])
+        for stage in ("train", "val", "test"):
+            metric = MulticlassAccuracy(classes, average="micro", validate_args=False)
+            setattr(self, f"{stage}_accuracy", metric)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] to logits [B, classes]."""
+        return self.model(images)
+
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+        images, labels = batch
+        logits = self(images).float()  # cross-entropy of bf16 logits loses the small losses
+        loss = functional.cross_entropy(logits, labels)
+        accuracy = getattr(self, f"{stage}_accuracy")
+        accuracy(logits, labels)
+        size = len(labels)
+        shown = stage != "test"
+        self.log(f"{stage}_loss", loss, on_step=False, on_epoch=True, batch_size=size, prog_bar=shown)
+        self.log(f"{stage}_accuracy", accuracy, on_step=False, on_epoch=True, batch_size=size, prog_bar=shown)
+        return loss
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """Return the loss of a batch."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        """Count a validation batch."""
+        self._step(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        """Count a test batch."""
+        self._step(batch, "test")
+
+    def on_train_epoch_start(self) -> None:
+        """Make whatever random numbers a network draws depend on seed and epoch alone, as the data do."""
+        words = np.random.SeedSequence((self.config.seed, self.current_epoch)).generate_state(1, np.uint64)
+        torch.manual_seed(int(words[0]))
+
+    def on_train_epoch_end(self) -> None:
+        """Stop a training that has nothing left to learn from, before it is saved."""
+        loss = float(self.trainer.callback_metrics["train_loss"])
+        if not np.isfinite(loss):
+            raise UserError(
+                f"the training loss became {loss} in epoch {self.current_epoch + 1}; lower --lr or --max-distance"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep nothing but plain tensors, so that ``torch.load(weights_only=True)`` reads the file."""
+        checkpoint["state_dict"] = _plain(checkpoint["state_dict"])
+        checkpoint["optimizer_states"] = _plain(checkpoint["optimizer_states"])
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Riemannian Adam or SGD, and its schedule per step."""
+        from ..optim import RiemannianAdam, RiemannianSGD, parameter_groups
+
+        config = self.config
+        groups = parameter_groups(self.model, config.weight_decay)
+        if config.optimizer == "adam":
+            optimizer = RiemannianAdam(groups, lr=config.lr)
+        else:
+            optimizer = RiemannianSGD(groups, lr=config.lr, momentum=0.9)
+        if config.schedule == "constant":
+            return {"optimizer": optimizer}
+        steps = int(self.trainer.estimated_stepping_batches)
+        if config.schedule == "onecycle":
+            schedule = OneCycleLR(optimizer, max_lr=config.lr, total_steps=steps)
+        else:
+            schedule = CosineAnnealingLR(optimizer, T_max=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _plain(value: Any) -> Any:
+    """Replace tensor subclasses, such as points of a manifold, by the tensors they are."""
+    if isinstance(value, Tensor):
+        return value.detach().as_subclass(Tensor)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value

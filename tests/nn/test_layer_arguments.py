@@ -1,0 +1,171 @@
+"""Wrong arguments are refused where they are given, by a message that says what came and what was expected."""
+
+import math
+
+import geoopt
+import pytest
+import torch
+
+from manifold_resnet import nn
+
+BALL = geoopt.PoincareBall(1.0)
+MAKE = {
+    "linear": lambda **kw: nn.PoincareLinear(3, 4, **{"ball": BALL} | kw),
+    "mlr": lambda **kw: nn.PoincareMLR(3, 4, **{"ball": BALL} | kw),
+    "conv1d": lambda **kw: nn.PoincareConv1d(3, 4, 3, **{"ball": BALL} | kw),
+    "conv2d": lambda **kw: nn.PoincareConv2d(3, 4, 3, **{"ball": BALL} | kw),
+    "conv3d": lambda **kw: nn.PoincareConv3d(3, 4, 3, **{"ball": BALL} | kw),
+    "norm1d": lambda **kw: nn.PoincareBatchNorm1d(3, **{"ball": BALL} | kw),
+    "norm2d": lambda **kw: nn.PoincareBatchNorm2d(3, **{"ball": BALL} | kw),
+    "norm3d": lambda **kw: nn.PoincareBatchNorm3d(3, **{"ball": BALL} | kw),
+    "relu": lambda **kw: nn.PoincareReLU(**{"ball": BALL} | kw),
+    "pool": lambda **kw: nn.PoincareAvgPool2d(2, **{"ball": BALL} | kw),
+    "adaptive_pool": lambda **kw: nn.PoincareAdaptiveAvgPool2d(2, **{"ball": BALL} | kw),
+    "residual": lambda **kw: nn.PoincareResidual(**{"ball": BALL} | kw),
+    "expmap0": lambda **kw: nn.ExpMap0(**{"ball": BALL} | kw),
+    "logmap0": lambda **kw: nn.LogMap0(**{"ball": BALL} | kw),
+}
+every_layer = pytest.mark.parametrize("name", MAKE)
+
+
+@every_layer
+@pytest.mark.parametrize(
+    ("ball", "kind"), [(1.0, "float"), (None, "NoneType"), (geoopt.Lorentz(), "Lorentz"), (geoopt.Sphere(), "Sphere")]
+)
+def test_another_manifold(name, ball, kind):
+    with pytest.raises(TypeError, match=rf"geoopt\.PoincareBall, got {kind}"):
+        MAKE[name](ball=ball)
+
+
+@every_layer
+@pytest.mark.parametrize("c", [0.0, -1.0, math.nan, math.inf])
+def test_curvature_that_is_not_positive(name, c):
+    with pytest.raises(ValueError, match="c must be positive and finite.*got c="):
+        MAKE[name](ball=geoopt.PoincareBall(c))
+
+
+@every_layer
+def test_ball_is_required_and_keyword_only(name):
+    make = type(MAKE[name]())
+    sizes = [3] * {"l": 2, "m": 2, "c": 3, "n": 1, "p": 1, "a": 1}.get(name[0], 0) if name != "logmap0" else []
+    with pytest.raises(TypeError, match="ball"):
+        make(*sizes)
+    with pytest.raises(TypeError):
+        make(*sizes, BALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        *((n, {"init": "he"}, "init must be one of identity, paper, normal, gaussian, orthogonal; got 'he'")
+          for n in ("linear", "mlr", "conv1d", "conv2d")),
+        ("linear", {"init": None}, "init must be one of .*; got None"),
+        *((n, {"weight_on": "sphere"}, "weight_on must be 'ball' or 'tangent', got 'sphere'")
+          for n in ("linear", "mlr", "conv2d")),
+        *((n, {"max_distance": d}, f"max_distance must be a positive .*; got {d}")
+          for n in ("linear", "conv2d", "norm1d", "norm2d", "residual", "expmap0") for d in (0, -1.0, math.nan)),
+        ("norm2d", {"mean": "median"}, "mean must be one of midpoint, frechet; got 'median'"),
+        ("norm1d", {"scale": "matrix"}, "scale must be one of scalar, channel; got 'matrix'"),
+        ("norm2d", {"eps": 0.0}, "eps must be positive, got 0"),
+        ("norm2d", {"eps": math.nan}, "eps must be positive, got nan"),
+        ("norm2d", {"momentum": 1.5}, "momentum must be between 0 and 1 or None .*, got 1.5"),
+        ("norm2d", {"momentum": -0.1}, "momentum must be .*, got -0.1"),
+        ("residual", {"order": "ff"}, "order must be 'fr' .* or 'rf' .*, got 'ff'"),
+        ("conv2d", {"stride": 0}, "stride must be an integer >= 1 or 2 of them, got 0"),
+        ("conv2d", {"stride": (1, 1, 1)}, r"stride must be .*, got \(1, 1, 1\)"),
+        ("conv3d", {"dilation": (1, 0, 1)}, r"dilation must be an integer >= 1 or 3 of them, got \(1, 0, 1\)"),
+        ("conv2d", {"padding": -1}, "padding must be an integer >= 0 or 2 of them, got -1"),
+        ("conv2d", {"padding": "full"}, "padding must be 'same', 'valid' or integers, got 'full'"),
+        ("conv1d", {"padding": (1, 1)}, r"padding must be an integer >= 0 or 1 of them, got \(1, 1\)"),
+        ("conv2d", {"padding": "same", "stride": 2}, r"padding='same' needs stride 1, got \(2, 2\)"),
+    ],
+)  # fmt: skip
+def test_unknown_values(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        MAKE[name](**options)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.PoincareLinear(0, 4, ball=BALL), "input .* must be positive, got 0"),
+        (lambda: nn.PoincareLinear(3, -4, ball=BALL), "output .* must be positive, got -4"),
+        (lambda: nn.PoincareMLR(3, 0, ball=BALL), "output .* must be positive, got 0"),
+        (lambda: nn.PoincareConv2d(0, 4, 3, ball=BALL), "input channels .* must be positive, got 0"),
+        (lambda: nn.PoincareConv2d(3, 4, 0, ball=BALL), "kernel_size must be an integer >= 1 or 2 of them, got 0"),
+        (lambda: nn.PoincareConv2d(3, 4, (3,), ball=BALL), r"kernel_size must be .*, got \(3,\)"),
+        (lambda: nn.PoincareBatchNorm2d(0, ball=BALL), "num_features must be positive, got 0"),
+    ],
+)
+def test_sizes(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("linear", (5, 2), r"3 features .*got x of shape \(5, 2\)"),
+        ("mlr", (5, 2), r"3 features .*got x of shape \(5, 2\)"),
+        ("conv1d", (2, 2, 6), r"\(batch, 3, W\).*got \(2, 2, 6\)"),
+        ("conv1d", (2, 3), r"\(batch, 3, W\).*got \(2, 3\)"),
+        ("conv2d", (2, 2, 6, 6), r"\(batch, 3, H, W\).*got \(2, 2, 6, 6\)"),
+        ("conv2d", (3, 6, 6), r"\(batch, 3, H, W\).*got \(3, 6, 6\)"),
+        ("conv2d", (1, 3, 2, 6), r"kernel of size \(3, 3\).* spatial size \(2, 6\)"),
+        ("conv3d", (2, 3, 6, 6), r"\(batch, 3, D, H, W\).*got \(2, 3, 6, 6\)"),
+        ("norm1d", (5, 2), r"\(batch, 3\) or \(batch, 3, \*\), got \(5, 2\)"),
+        ("norm1d", (5, 3, 2, 2), r"\(batch, 3\) or \(batch, 3, \*\), got \(5, 3, 2, 2\)"),
+        ("norm2d", (5, 2, 4, 4), r"\(batch, 3, \*, \*\), got \(5, 2, 4, 4\)"),
+        ("norm2d", (5, 3), r"\(batch, 3, \*, \*\), got \(5, 3\)"),
+        ("norm3d", (5, 3, 4, 4), r"\(batch, 3, \*, \*, \*\), got \(5, 3, 4, 4\)"),
+        ("pool", (5, 3), r"\(batch, channels, H, W\), got \(5, 3\)"),
+        ("adaptive_pool", (3, 4, 4), r"\(batch, channels, H, W\), got \(3, 4, 4\)"),
+    ],
+)
+def test_input_of_another_shape(name, shape, message):
+    with pytest.raises(ValueError, match=message):
+        MAKE[name]()(torch.zeros(shape))
+
+
+def test_shortcut_of_another_shape():
+    with pytest.raises(ValueError, match=r"same shape, got \(1, 3, 5\) and \(1, 3, 4\)"):
+        nn.PoincareResidual(ball=BALL)(torch.zeros(1, 3, 5), torch.zeros(1, 3, 4))
+
+
+SHAPES = {"1d": (2, 3, 6), "2d": (2, 3, 6, 6), "3d": (2, 3, 6, 6, 6)}
+
+
+@every_layer
+def test_unknown_charts_and_integers(name):
+    layer = MAKE[name]()
+    x = torch.zeros(SHAPES.get(name[-2:], (2, 3, 3, 3)))
+    inputs = (x, x) if name == "residual" else (x,)
+    charts = [c for c in ("in_chart", "shortcut_chart", "out_chart") if c in layer.forward.__code__.co_varnames]
+    for chart in charts:
+        with pytest.raises(ValueError, match="must be one of ball, tangent, hyperboloid; got 'klein'"):
+            layer(*inputs, **{chart: "klein"})
+    with pytest.raises(TypeError, match=r"floating point tensor, got torch.int64"):
+        layer(*(t.long() for t in inputs))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.PoincareLinear(3.5, 4, ball=BALL),
+        lambda: nn.PoincareLinear("3", 4, ball=BALL),
+        lambda: nn.PoincareConv2d(3, 4, 2.5, ball=BALL),
+        lambda: nn.PoincareBatchNorm2d(3.5, ball=BALL),
+        lambda: nn.PoincareLinear(3, 4, ball=BALL, max_distance="6"),
+        lambda: nn.PoincareBatchNorm2d(3, ball=BALL, eps="small"),
+        lambda: nn.PoincareAvgPool2d(0, ball=BALL),
+        lambda: nn.PoincareAvgPool2d((2, 2, 2), ball=BALL),
+        lambda: nn.PoincareAvgPool2d(2, padding=2, ball=BALL),
+        lambda: nn.PoincareAvgPool2d(2, stride=0, ball=BALL),
+        lambda: nn.PoincareAdaptiveAvgPool2d(-1, ball=BALL),
+        lambda: nn.PoincareAdaptiveAvgPool2d((1, 1, 1), ball=BALL),
+    ],
+)
+def test_numbers_of_the_wrong_kind(make):
+    """The message names the argument's value: it is not an error from somewhere inside."""
+    with pytest.raises((ValueError, TypeError), match=r"must be.*got"):
+        make()
