@@ -12,7 +12,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from manifold_resnet.functional import convert
 from manifold_resnet.models import create_model
 from manifold_resnet.models.hyperbolic import PoincareBlock
 from manifold_resnet.nn import PoincareConv2d
