@@ -1,3 +1,3 @@
-from .cli import main
+from manifold_resnet.cli import main
 
 raise SystemExit(main())

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ._errors import UserError
+from manifold_resnet._errors import UserError
 
 __all__ = ["main"]
 
@@ -31,7 +31,7 @@ class _Command:
 def _train_options(parser: argparse.ArgumentParser) -> None:
     from dataclasses import fields
 
-    from .training import Config
+    from manifold_resnet.training import Config
 
     run = parser.add_argument_group("run")
     run.add_argument("--output", metavar="FOLDER", help="new folder to write to (default: runs/DATASET-MODEL-NUMBER)")
@@ -66,7 +66,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from .training import Config, resume, train
+    from manifold_resnet.training import Config, resume, train
 
     given = dict(vars(options))
     output, run, file = given.pop("output"), given.pop("resume"), given.pop("config")
@@ -118,7 +118,7 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from .training import evaluate
+    from manifold_resnet.training import evaluate
 
     _print_accuracy(evaluate(**vars(options)))
 

@@ -1,8 +1,7 @@
 """Riemannian optimizers and the parameter groups that go with them."""
 
 from geoopt.optim import RiemannianSGD
-
-from .adam import RiemannianAdam
-from .groups import parameter_groups
+from manifold_resnet.optim.adam import RiemannianAdam
+from manifold_resnet.optim.groups import parameter_groups
 
 __all__ = ["RiemannianAdam", "RiemannianSGD", "parameter_groups"]

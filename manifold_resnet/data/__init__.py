@@ -1,9 +1,9 @@
 """Image data sets by name: digits, torchvision's, or a folder of images."""
 
-from .._errors import extra
+from manifold_resnet._errors import extra
 
 with extra("train"):
-    from .images import ImageData, ImageFacts
-    from .sources import DATASETS, LabelledImages, Recipe, open_split, recipe_for
+    from manifold_resnet.data.images import ImageData, ImageFacts
+    from manifold_resnet.data.sources import DATASETS, LabelledImages, Recipe, open_split, recipe_for
 
 __all__ = ["DATASETS", "ImageData", "ImageFacts", "LabelledImages", "Recipe", "open_split", "recipe_for"]

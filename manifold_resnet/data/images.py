@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from .._errors import UserError
-from .sources import GRAY_MODES, LabelledImages, open_image, open_split, recipe_for
+from manifold_resnet._errors import UserError
+from manifold_resnet.data.sources import GRAY_MODES, LabelledImages, open_image, open_split, recipe_for
 
 __all__ = ["ImageData", "ImageFacts", "balanced_share"]
 

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 from torchvision import datasets
 
-from .._errors import UserError
+from manifold_resnet._errors import UserError
 
 __all__ = ["DATASETS", "LabelledImages", "Recipe", "open_split", "recipe_for"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from typing import Any
@@ -38,6 +39,49 @@ _OPTIONS = {
     "euclideanwhypclass": {"init", "weight_on", "max_distance"},
     "euclidean": set(),
 }
+
+
+def default_options(name: str, variant: str | None = None) -> dict[str, Any]:
+    """What `create_model` chooses for a name and a variant: record it with a run, so that it outlives other defaults.
+
+    Parameters
+    ----------
+    name : str
+        Name of a model, see `create_model`.
+    variant : {None, "paper"}
+        See `create_model`.
+
+    Returns
+    -------
+    dict
+        The options of the kind of model and their values.
+
+    Raises
+    ------
+    ValueError
+        If the name or the variant is unknown.
+    """
+    kind, _, _ = _parse(name)
+    if variant is not None and variant not in VARIANTS:
+        raise ValueError(f"variant must be None or one of {', '.join(VARIANTS)}; got {variant!r}")
+    network = PoincareResNet if kind == "hyperbolic" else EuclideanResNet
+    signature = inspect.signature(network).parameters
+    chosen = VARIANTS.get(variant or "", {})
+    return {option: chosen.get(option, signature[option].default) for option in sorted(_OPTIONS[kind])}
+
+
+def _parse(name: str) -> tuple[str, tuple[int, int, int], int]:
+    """Kind, widths and blocks per group."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"unknown model {name!r}: the scheme is {_SCHEME}")
+    first, second, third, depth = (int(g) for g in match.groups()[1:])
+    if min(first, second, third) < 1:
+        raise ValueError(f"the widths of {name!r} must be positive")
+    if depth < 8 or depth % 6 != 2:
+        near = max(8, 6 * round((depth - 2) / 6) + 2)
+        raise ValueError(f"the depth of {name!r} must be 6n + 2 with n >= 1 (8, 14, 20, 32, 56, 110, ...): try {near}")
+    return match[1], (first, second, third), (depth - 2) // 6
 
 
 def create_model(
@@ -90,29 +134,17 @@ def create_model(
     >>> model(torch.randn(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise ValueError(f"unknown model {name!r}: the scheme is {_SCHEME}")
-    kind = match[1]
-    first, second, third, depth = (int(g) for g in match.groups()[1:])
-    if min(first, second, third) < 1:
-        raise ValueError(f"the widths of {name!r} must be positive")
-    if depth < 8 or depth % 6 != 2:
-        near = max(8, 6 * round((depth - 2) / 6) + 2)
-        raise ValueError(f"the depth of {name!r} must be 6n + 2 with n >= 1 (8, 14, 20, 32, 56, 110, ...): try {near}")
+    kind, widths, blocks = _parse(name)
     if num_classes < 1 or in_channels < 1:
         raise ValueError(f"num_classes and in_channels must be positive, got {num_classes} and {in_channels}")
-    if variant is not None and variant not in VARIANTS:
-        raise ValueError(f"variant must be None or one of {', '.join(VARIANTS)}; got {variant!r}")
+    defaults = default_options(name, variant)
     unknown = sorted(set(options) - _OPTIONS[kind])
     if unknown:
         takes = ", ".join(sorted(_OPTIONS[kind])) or "none"
         raise ValueError(f"{kind} models do not take the option {', '.join(unknown)}; options: {takes}")
     if not (c > 0 and math.isfinite(c)):
         raise ValueError(f"c must be positive and finite (the ball's sectional curvature is -c), got {c}")
-    defaults = {k: v for k, v in VARIANTS.get(variant or "", {}).items() if k in _OPTIONS[kind]}
     options = {**defaults, **options}
-    widths, blocks = (first, second, third), (depth - 2) // 6
     if kind == "hyperbolic":
         ball = geoopt.PoincareBall(c, learnable=learnable_c)
         return PoincareResNet(widths, blocks, num_classes, in_channels=in_channels, ball=ball, **options)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._errors import UserError
-from .config import Config
-from .module import Classifier
+from manifold_resnet._errors import UserError
+from manifold_resnet.training.config import Config
+from manifold_resnet.training.module import Classifier
 
 __all__ = ["checkpoint_path", "load_run", "load_weights", "open_run", "read_checkpoint", "run_folder"]
 

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from torch import nn
 
-from .._errors import UserError
-from ..data import ImageData, ImageFacts, recipe_for
+from manifold_resnet._errors import UserError
+from manifold_resnet.data import ImageData, ImageFacts, recipe_for
 
 __all__ = ["Config"]
 
@@ -65,8 +65,7 @@ def _option(default: Any, group: str, convert: Callable[[Any], Any], metavar: st
 class Config:
     """The settings of a training; ``--help`` of ``manifold-resnet train`` describes each.
 
-    ``None`` leaves a setting to the data set (epochs, batch size, learning rate, weight decay,
-    augmentation) or to
+    ``None`` leaves a setting to the data set (epochs, batch size, learning rate, weight decay, augmentation) or to
     ``create_model`` (everything about the network).
 
     Raises
@@ -240,8 +239,21 @@ class Config:
         return asdict(self)
 
     def resolved(self) -> Config:
-        """Return a copy in which what was left to the data set is filled in."""
+        """Return a copy in which what was left to the data set and to `create_model` is filled in.
+
+        Raises
+        ------
+        UserError
+            If the model or its variant is unknown.
+        """
+        from manifold_resnet.models import default_options
+
         recipe = asdict(recipe_for(self.dataset))
+        try:
+            network = default_options(self.model, self.variant)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        network = {name: value for name, value in network.items() if name in self.__dataclass_fields__}
         dataset = self.dataset
         if dataset.startswith("folder:"):  # a run stays usable from another working directory
             dataset = "folder:" + str(Path(dataset.removeprefix("folder:")).expanduser().absolute())
@@ -249,7 +261,7 @@ class Config:
             self,
             dataset=dataset,
             data_dir=str(Path(self.data_dir).expanduser().absolute()),
-            **{name: value for name, value in recipe.items() if getattr(self, name) is None},
+            **{name: value for name, value in {**recipe, **network}.items() if getattr(self, name) is None},
         )
 
     def open_data(self) -> ImageData:
@@ -279,7 +291,7 @@ class Config:
         UserError
             If the name is unknown or the options don't go together, or ``images`` is not filled in.
         """
-        from ..models import create_model
+        from manifold_resnet.models import create_model
 
         if self.images is None:
             raise UserError("the images' size and classes are not known yet; open the data first")

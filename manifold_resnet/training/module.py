@@ -13,8 +13,8 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from torchmetrics.classification import MulticlassAccuracy
 
-from .._errors import UserError
-from .config import Config
+from manifold_resnet._errors import UserError
+from manifold_resnet.training.config import Config
 
 __all__ = ["Classifier"]
 
@@ -86,7 +86,7 @@ class Classifier(lightning.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Riemannian Adam or SGD, and its schedule per step."""
-        from ..optim import RiemannianAdam, RiemannianSGD, parameter_groups
+        from manifold_resnet.optim import RiemannianAdam, RiemannianSGD, parameter_groups
 
         config = self.config
         groups = parameter_groups(self.model, config.weight_decay)

@@ -19,12 +19,12 @@ from typing import Any
 import lightning
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from .._errors import UserError
-from ..plotting.curves import plot_curves
-from .callbacks import Checkpoint, MetricsTable, ProgressBar, read_metrics, write_atomically
-from .checkpoints import checkpoint_path, load_weights, open_run, read_checkpoint, run_folder
-from .config import Config
-from .module import Classifier
+from manifold_resnet._errors import UserError
+from manifold_resnet.plotting.curves import plot_curves
+from manifold_resnet.training.callbacks import Checkpoint, MetricsTable, ProgressBar, read_metrics, write_atomically
+from manifold_resnet.training.checkpoints import checkpoint_path, load_weights, open_run, read_checkpoint, run_folder
+from manifold_resnet.training.config import Config
+from manifold_resnet.training.module import Classifier
 
 __all__ = ["TrainingInterrupted", "evaluate", "resume", "train"]
 

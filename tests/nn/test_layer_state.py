@@ -101,7 +101,8 @@ def test_copies(name, how, learnable):
     x = inputs(name)
     before = {k: v.clone() for k, v in layer.state_dict().items()}
     assert_close(twin.eval()(x), copy.deepcopy(layer).eval()(x), 0.0)
-    twin.train()(x).square().mean().backward() if list(filter(lambda p: p.requires_grad, twin.parameters())) else None
+    if any(p.requires_grad for p in twin.parameters()):
+        twin.train()(x).square().mean().backward()
     RiemannianSGD(twin.parameters(), lr=1.0).step()
     assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
     assert_manifolds(twin)
@@ -129,8 +130,6 @@ def test_state_dict(name, assign, through_a_file):
         other.train()(x).square().mean().backward()
         RiemannianSGD(trained, lr=0.01).step()
         assert_manifolds(other)
-    if not assign:
-        assert not torch.equal(torch.cat([p.flatten() for p in trained]), torch.zeros(1)) or not trained
 
 
 @every_layer

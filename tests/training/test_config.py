@@ -136,3 +136,11 @@ def test_options_reach_the_model():
 def test_every_setting_is_described():
     for setting in fields(Config):
         assert setting.name == "images" or setting.metadata["help"]
+
+
+def test_resolved_settings_outlive_other_defaults():
+    assert Config().resolved().init == "gaussian"
+    paper = Config(variant="paper").resolved()
+    assert (paper.init, paper.scale, paper.head, paper.weight_on) == ("paper", "scalar", "fc", "tangent")
+    assert Config(variant="paper", init="normal").resolved().init == "normal"
+    assert Config(model="euclidean-4-4-4-resnet-8").resolved().init is None
