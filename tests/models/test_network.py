@@ -11,7 +11,7 @@ from geoopt.optim import RiemannianAdam, RiemannianSGD
 from helpers import assert_close, generator
 
 import manifold_resnet.functional as F
-from manifold_resnet import nn
+from manifold_resnet import nn, optim
 from manifold_resnet.models import create_model
 
 KINDS = ("hyperbolic", "euclidean", "euclideanwhypclass")
@@ -118,11 +118,15 @@ INPUTS = {
     ids=str,
 )
 def test_finite_on_every_input(options, what, training):
-    """Outputs, gradients of all parameters and of the image, running statistics; and a step later again."""
+    """Outputs, gradients of all parameters and of the image, running statistics; and a step later again.
+
+    No second step where the batch has no variance: norm by norm its gradients grow by 1/sqrt(eps), as the Euclidean
+    twin's do, and the step would be of length 1e6.
+    """
     model = make(learnable_c=True, **options).train(training)
     x = INPUTS[what]().clone().requires_grad_()
     opt = RiemannianSGD(model.parameters(), lr=1e-2)
-    for _ in range(2):
+    for _ in range(1 if what in ("zero", "tiny") else 2):
         opt.zero_grad()
         logits = model(x)
         assert logits.shape == (len(x), 5)
@@ -294,7 +298,8 @@ def test_copies(kind, how):
             assert {id(p.manifold)} == balls
 
 
-def test_resuming_is_exact():
+@pytest.mark.parametrize("optimizer", [optim.RiemannianAdam, optim.RiemannianSGD])
+def test_resuming_is_exact(optimizer):
     """Model and optimizer stored after three steps, three more: bit by bit what six steps give."""
 
     def steps(model, opt, seeds):
@@ -304,11 +309,11 @@ def test_resuming_is_exact():
             opt.step()
 
     first = make(learnable_c=True)
-    opt = RiemannianAdam(first.parameters(), lr=1e-2)
+    opt = optimizer(first.parameters(), lr=1e-2)
     steps(first, opt, range(3))
     resumed = make(seed=1, learnable_c=True)
     resumed.load_state_dict(copy.deepcopy(first.state_dict()))
-    again = RiemannianAdam(resumed.parameters(), lr=1e-2)
+    again = optimizer(resumed.parameters(), lr=1e-2)
     again.load_state_dict(copy.deepcopy(opt.state_dict()))
     steps(first, opt, range(3, 6))
     steps(resumed, again, range(3, 6))
@@ -348,6 +353,6 @@ def test_weights_that_left_the_ball():
 def test_double_precision_and_back():
     model = make().eval()
     expected = model(images()).detach()
-    assert_close(model.double()(images(dtype=torch.float64)).float().detach(), expected, 1e-4)
+    assert_close(model.double()(images().double()).float().detach(), expected, 1e-4)
     assert model.ball.c.dtype == torch.float64
     assert_close(model.float()(images()).detach(), expected, 0.0)
