@@ -34,7 +34,7 @@ class Recipe:
     """
 
     epochs: int = 100
-    batch_size: int = 128
+    batch_size: int = 64
     lr: float = 1e-2
     weight_decay: float = 1e-4
     augment: str = "crop-flip"

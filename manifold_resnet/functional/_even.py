@@ -34,32 +34,41 @@ _ASINHC = (
 )
 
 
-def _log1p(x: Tensor) -> Tensor:
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return torch.log1p(x)
+def _log1p_(x: Tensor) -> Tensor:
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return x.log1p_()
     # torch's log1p is several times slower on CPUs than its log: correct the rounding of 1 + x to first order
-    u = 1 + x
-    return u.log().sub_((u - 1).sub_(x).div_(u))
+    u = x + 1
+    v = (u - 1).sub_(x).div_(u)
+    return u.log_().sub_(v)
 
 
-def _expm1(x: Tensor) -> Tensor:
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return torch.expm1(x)
+def _expm1_(x: Tensor) -> Tensor:
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return x.expm1_()
     # likewise: exp(x) = u exp(x - log u), where u is exp(x) rounded
     u = x.exp()
-    return torch.addcmul(u - 1, u, x - u.log())
+    x.sub_(u.log())
+    return (u - 1).addcmul_(u, x)
 
 
 def asinh(q: Tensor) -> Tensor:
     """Inverse hyperbolic sine, elementwise."""
     a = q.abs()
-    return _log1p(torch.addcmul(a, a, a / (1 + torch.sqrt(1 + a * a)))).copysign(q)
+    if torch.is_grad_enabled():
+        return torch.log1p(a + a * (a / (1 + torch.sqrt(1 + a * a)))).copysign(q)
+    # in place, because this is the most costly function of a network
+    x = (a * a).add_(1).sqrt_().add_(1).reciprocal_().mul_(a).mul_(a).add_(a)
+    return _log1p_(x).copysign_(q)
 
 
 def sinh(y: Tensor) -> Tensor:
     """Hyperbolic sine, elementwise."""
-    m = _expm1(y.abs())
-    return (0.5 * (m + m / (m + 1))).copysign(y)
+    if torch.is_grad_enabled():
+        m = torch.expm1(y.abs())
+        return (0.5 * (m + m / (m + 1))).copysign(y)
+    m = _expm1_(y.abs())
+    return (m + 1).reciprocal_().mul_(m).add_(m).mul_(0.5).copysign_(y)
 
 
 def _horner(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
@@ -74,14 +83,21 @@ def _derivative(coefficients: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(k * a for k, a in enumerate(coefficients))[1:]
 
 
+def above(x: Tensor, bound: Tensor | float) -> Tensor:
+    """One where `x` exceeds `bound`, zero elsewhere, in the dtype of `x`: for `select`."""
+    return (x - bound).relu().sign()
+
+
+def select(where: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """`one` where `where` is one, `other` where it is zero; both finite. torch.where is ten times slower on CPUs."""
+    return torch.lerp(other, one, where)
+
+
 def _piecewise(x: Tensor, coefficients: tuple[float, ...], closed: Callable[[Tensor], Tensor]) -> Tensor:
     switch, terms = _SWITCH[x.dtype]
-    small = x < switch
-    if torch.is_grad_enabled():
-        # both branches get harmless arguments, so that no derivative of the unused one is NaN
-        series = _horner(torch.where(small, x, torch.zeros_like(x)), coefficients[:terms])
-        return torch.where(small, series, closed(torch.where(small, torch.full_like(x, 0.5), x)))
-    return torch.where(small, _horner(x, coefficients[:terms]), closed(x))
+    # each branch gets arguments that are harmless for it, so that neither its value nor a derivative is NaN
+    series = _horner(x.clamp(max=switch), coefficients[:terms])
+    return select(above(x, switch), closed(x.clamp(min=switch)), series)
 
 
 def _ratio(x: Tensor, coefficients: tuple[float, ...], closed: Callable[[Tensor], Tensor]) -> Tensor:
@@ -108,7 +124,7 @@ def tanhc_derivative(x: Tensor) -> Tensor:
 
 def _artanhc_closed(x: Tensor) -> Tensor:
     t = x.sqrt()
-    return 0.5 * _log1p(2 * t / (1 - t)) / t
+    return 0.5 * torch.log1p(2 * t / (1 - t)) / t
 
 
 def artanhc(x: Tensor) -> Tensor:

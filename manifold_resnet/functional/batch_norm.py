@@ -149,8 +149,8 @@ def _recenter_backward(
     beta_ = broadcast_channels(beta, u, dim)
     grad_u, grad_beta = (grad * u).sum(dim, keepdim=True), (grad * beta_).sum(dim, keepdim=True)
     f_s, f_c = _factor_derivatives(inside, c, "tangent", "hyperboloid", needs[2])
-    outside = s > inside
-    f_s = torch.where(outside, -0.5 * f / torch.where(outside, s, torch.ones_like(s)), f_s)
+    outside = _even.above(s, inside)
+    f_s = _even.select(outside, -0.5 * f / s.clamp(min=torch.finfo(s.dtype).tiny ** 0.5), f_s)
     # y = f u + (time + f along_beta) beta, time^2 = 1 + f^2 s
     by_f = grad_u + grad_beta * (along_beta + f * s / time)
     by_u = 2 * by_f * f_s + grad_beta * f * f / time
@@ -163,7 +163,7 @@ def _recenter_backward(
         grad_center = ((time + f * along_beta) * grad).sum(rest) + (by_beta * u).sum(rest) - shrink * beta
     if f_c is not None:
         # where bounded, the point is sinh(limit) u/|u| whatever c is
-        grad_c = (torch.where(outside, torch.zeros_like(f_c), f_c) * by_f).sum()
+        grad_c = ((1 - outside) * f_c * by_f).sum()
     return grad_in, grad_center, grad_c
 
 

@@ -145,13 +145,13 @@ def _radial_backward(
     inside, bound, f = _scale(s, c, src, dst, distance, cap)
     f_s, f_c = _factor_derivatives(inside, c, src, dst, needs[1])
     if bound is not None:
-        outside = s > bound
+        outside = _even.above(s, bound)
         # outside, the factor is the radius over the norm: no radial gradient
-        f_s = torch.where(outside, -0.5 * f / s.clamp(min=bound), f_s)
+        f_s = _even.select(outside, -0.5 * f / s.clamp(min=bound), f_s)
         if f_c is not None:
             delta, delta_c = _bound(c, distance, cap)
             radius_delta, radius_c = _radius_derivatives(delta, c, dst)
-            f_c = torch.where(outside, (radius_delta * delta_c + radius_c) * s.clamp(min=bound).rsqrt(), f_c)
+            f_c = _even.select(outside, (radius_delta * delta_c + radius_c) * s.clamp(min=bound).rsqrt(), f_c)
     grad_x = torch.addcmul(grad * f, x, 2 * f_s * along) if needs[0] else None
     grad_c = (f_c * along).sum() if f_c is not None else None
     return grad_x, grad_c

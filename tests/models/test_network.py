@@ -220,20 +220,25 @@ def test_autocast(kind):
             assert model.train()(x).isfinite().all()
 
 
-@pytest.mark.parametrize("options", [{}, {"variant": "paper"}], ids=str)
-@pytest.mark.parametrize("training", [True, False])
-def test_compiles_to_one_graph(options, training):
-    model = make(**options).train(training)
-    x = images()
-    expected = copy.deepcopy(model)(x)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    logits = compiled(x)
-    assert_close(logits, expected, 1e-5)
-    loss_of(compiled, x).backward()
+def test_compiles_to_one_graph():
+    """Every kind of layer, in training: no breaks, the same values and gradients. (A whole network takes 30 s.)"""
+    model = make()
+    u = 0.3 * torch.randn(2, 6, 6, 6, generator=generator())
+
+    def part(m, u):
+        return m.fc(m.pool(m.group3[0](u), "tangent", "tangent").flatten(1), "tangent")
+
     twin = copy.deepcopy(model)
-    twin.zero_grad()
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    expected = part(twin, u)
+    expected.square().sum().backward()
+    torch._dynamo.reset()
+    logits = torch.compile(lambda u: part(model, u), fullgraph=True, backend="aot_eager")(u)
+    assert_close(logits, expected, 1e-5)
+    logits.square().sum().backward()
+    for (n, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
+        if q.grad is not None:
+            assert_close(p.grad, q.grad, 1e-4, n)
+    assert_close(model.group3[0].bn1.running_mean, twin.group3[0].bn1.running_mean, 1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -88,10 +88,10 @@ def test_unknown_values(name, options, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: nn.PoincareLinear(0, 4, ball=BALL), "input .* must be positive, got 0"),
-        (lambda: nn.PoincareLinear(3, -4, ball=BALL), "output .* must be positive, got -4"),
-        (lambda: nn.PoincareMLR(3, 0, ball=BALL), "output .* must be positive, got 0"),
-        (lambda: nn.PoincareConv2d(0, 4, 3, ball=BALL), "input channels .* must be positive, got 0"),
+        (lambda: nn.PoincareLinear(0, 4, ball=BALL), "input .* must be a positive integer, got 0"),
+        (lambda: nn.PoincareLinear(3, -4, ball=BALL), "output .* must be a positive integer, got -4"),
+        (lambda: nn.PoincareMLR(3, 0, ball=BALL), "output .* must be a positive integer, got 0"),
+        (lambda: nn.PoincareConv2d(0, 4, 3, ball=BALL), "input channels .* must be a positive integer, got 0"),
         (lambda: nn.PoincareConv2d(3, 4, 0, ball=BALL), "kernel_size must be an integer >= 1 or 2 of them, got 0"),
         (lambda: nn.PoincareConv2d(3, 4, (3,), ball=BALL), r"kernel_size must be .*, got \(3,\)"),
         (lambda: nn.PoincareBatchNorm2d(0, ball=BALL), "num_features must be positive, got 0"),

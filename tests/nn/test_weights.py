@@ -157,7 +157,7 @@ def test_normals_of_another_shape_are_refused(shape):
 
 def test_normals_of_another_kernel_layout_are_refused():
     layer = nn.PoincareConv2d(2, 4, (3, 2), ball=make_ball(1.0))
-    with pytest.raises(ValueError, match=r"\(4, 2, 3, 2\), got \(4, 2, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"\(4, 2, 3, 2\) .*got \(4, 2, 2, 3\)"):
         layer.set_normals(torch.zeros(4, 2, 2, 3))
 
 
