@@ -165,6 +165,8 @@ def _cap(src: Chart, dst: Chart, dtype: torch.dtype) -> float:
     cap = math.inf
     if src == "ball":  # a point on or outside the boundary counts as just inside it
         cap = 2 * math.atanh(1 - 2 * torch.finfo(dtype).eps)
+    if dst == "hyperboloid" != src:
+        cap = min(cap, _SINH_LIMIT[dtype])
     if dst == "ball":
         cap = min(cap, 2 * math.atanh(1 - _GEOOPT_EPS[dtype]))
     return cap
@@ -185,7 +187,8 @@ def convert(
     Points farther than `max_distance` from the origin are moved along the geodesic towards it, onto the sphere of
     that radius. The gradient is that of the projection onto the ball of radius `max_distance`: for points outside it
     has no radial part. Points in the ball chart are always kept where geoopt keeps them too
-    (``geoopt.PoincareBall.projx``).
+    (``geoopt.PoincareBall.projx``), and others where a hyperbolic sine fits the number format (distance ``40/sqrt(c)``
+    in float32, ``300/sqrt(c)`` in float64).
 
     Parameters
     ----------

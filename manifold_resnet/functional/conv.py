@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from scipy.special import beta
 from torch import Tensor
@@ -34,6 +35,7 @@ from manifold_resnet.functional.linear import _hyperplanes_op, check_offsets, sq
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
+@torch.compiler.assume_constant_result
 def beta_ratio(channels: int, pixels: int) -> float:
     r"""Factor :math:`s = B(kn/2, 1/2)/B(n/2, 1/2)` of the beta-concatenation of ``k`` pixels of ``n`` channels each.
 

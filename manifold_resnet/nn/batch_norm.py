@@ -44,10 +44,10 @@ class _PoincareBatchNorm(BoundedModule):
     ) -> None:
         super().__init__(ball, 1, max_distance)
         check_norm(mean, scale)
-        if num_features < 1:
-            raise ValueError(f"num_features must be positive, got {num_features}")
-        if not eps > 0:
-            raise ValueError(f"eps must be positive, got {eps}")
+        if not isinstance(num_features, int) or num_features < 1:
+            raise ValueError(f"num_features must be a positive integer, got {num_features!r}")
+        if not (isinstance(eps, (int, float)) and eps > 0):
+            raise ValueError(f"eps must be a positive number, got {eps!r}")
         if momentum is not None and not 0 <= momentum <= 1:
             raise ValueError(f"momentum must be between 0 and 1 or None (cumulative average), got {momentum}")
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
@@ -146,7 +146,7 @@ class _PoincareBatchNorm(BoundedModule):
         h = convert(x, in_chart, "hyperboloid", c=c, dim=1)
         if h.numel() == 0:
             return self._bounded(h, out_chart, relu)
-        center = None if self.bias is None else convert(self.bias.as_subclass(Tensor), "ball", "hyperboloid", c=c)
+        center = None if self.bias is None else convert(self.bias, "ball", "hyperboloid", c=c)
         gain = self.gain()
         if gain is None and self.scale == "channel":
             gain = h.new_full((self.num_features,), self.base_gain)

@@ -111,7 +111,7 @@ class _Hyperplanes(BoundedModule):
         """Normals of the hyperplanes, tangent vectors at the origin, ``(out, in, *kernel)``."""
         weight: Tensor = self.weight
         if self.weight_on == "ball":
-            weight = logmap0(weight.as_subclass(Tensor), c=self.c) * self.weight_scale
+            weight = logmap0(weight, c=self.c) * self.weight_scale
         return weight.view(self._shape)
 
     def extra_repr(self) -> str:

@@ -15,6 +15,7 @@ from manifold_resnet.functional import (
     poincare_relu,
 )
 from manifold_resnet.functional._checks import Chart
+from manifold_resnet.functional.conv import _per_dim
 from manifold_resnet.nn.base import BoundedModule, PoincareModule
 
 
@@ -104,6 +105,10 @@ class PoincareAvgPool2d(PoincareModule):
         ball: geoopt.PoincareBall,
     ) -> None:
         super().__init__(ball, 1)
+        kernel = _per_dim(kernel_size, 2, "kernel_size", 1)
+        _per_dim(kernel_size if stride is None else stride, 2, "stride", 1)
+        if any(2 * p > k for p, k in zip(_per_dim(padding, 2, "padding", 0), kernel, strict=True)):
+            raise ValueError(f"padding must be at most half of kernel_size {kernel_size}, got {padding}")
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
 
@@ -131,6 +136,8 @@ class PoincareAdaptiveAvgPool2d(PoincareModule):
 
     def __init__(self, output_size: int | tuple[int | None, int | None], *, ball: geoopt.PoincareBall) -> None:
         super().__init__(ball, 1)
+        sizes = output_size if isinstance(output_size, tuple) else (output_size,) * 2
+        _per_dim([1 if s is None else s for s in sizes], 2, "output_size", 1)
         self.output_size = output_size
 
     def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
