@@ -222,7 +222,10 @@ class ImageData(lightning.LightningDataModule):
         facts = self.facts
         steps = self._to_size()
         if augment != "none":
-            steps.append(v2.RandomCrop(facts.size, padding=[side // 8 for side in reversed(facts.size)]))
+            # a border in the mean colour is zero after normalising: the origin, as the convolutions pad; the
+            # background of grey images (digits, clothes) is black
+            fill = 0 if facts.channels == 1 else [round(255 * value) for value in facts.mean]
+            steps.append(v2.RandomCrop(facts.size, padding=[side // 8 for side in reversed(facts.size)], fill=fill))
         if augment == "crop-flip":
             steps.append(v2.RandomHorizontalFlip())
         steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(facts.mean, facts.std)]

@@ -30,7 +30,13 @@ from manifold_resnet.functional._checks import (
     full_precision,
 )
 from manifold_resnet.functional.charts import convert
-from manifold_resnet.functional.linear import _hyperplanes_op, check_offsets, squared_norm, unit_normals
+from manifold_resnet.functional.linear import (
+    _hyperplanes_op,
+    check_offsets,
+    check_same_dtype,
+    squared_norm,
+    unit_normals,
+)
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -134,6 +140,8 @@ def poincare_conv(
 
     x = full_precision(x)
     c = curvature(c, x)
+    weight = full_precision(weight, "weight")
+    check_same_dtype(x, weight)
     v = convert(x, in_chart, "tangent", c=c, dim=1)
     square = squared_norm(v, 1)
     sides = [side for pair in reversed(paddings) for side in pair]
@@ -142,7 +150,7 @@ def poincare_conv(
         v = F.pad(v, sides)
 
     s = beta_ratio(weight.shape[1], math.prod(kernel))
-    normals, norm = unit_normals(full_precision(weight, "weight"))
+    normals, norm = unit_normals(weight)
     inner = _CONV[spatial](v, s * normals, None, strides, [p for p, _ in paddings] if symmetric else 0, dilations)
     square = s * s * _box_sum(F.pad(square, sides) if any(sides) else square, kernel, strides, dilations)
     h = _hyperplanes_op(full_precision(inner), square, norm, bias, c, 1, True)

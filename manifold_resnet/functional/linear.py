@@ -51,8 +51,8 @@ def _terms(
     if offset is None:
         return x, e, None, None, None, inner * e
     cosh = torch.sqrt(1 + x * f * f)
-    # a hyperplane beyond half of sinh's range is out of every point's reach, and its cosh would overflow
-    limit = 0.5 * _SINH_LIMIT[inner.dtype]
+    # a hyperplane beyond sinh's range is out of every point's reach, and its cosh would overflow
+    limit = _SINH_LIMIT[inner.dtype]
     r = (2 * c.sqrt() * broadcast_channels(offset, inner, dim)).clamp(-limit, limit)
     cosh_r, sinh_r = torch.cosh(r), _even.sinh(r)
     return x, e, cosh, cosh_r, sinh_r, torch.addcmul(inner * (e * cosh_r), cosh, sinh_r, value=-1)
@@ -105,7 +105,7 @@ def _hyperplanes_backward(
         if needs[3] or needs[4]:
             along_cosh, along_sinh = sum_over(grad_inner * inner, rest), sum_over(grad_q * cosh, rest)
             tanh_r = (sinh_r / cosh_r).flatten()
-            reach = (2 * c.sqrt() * offset).abs() < 0.5 * _SINH_LIMIT[grad.dtype]
+            reach = (2 * c.sqrt() * offset).abs() < _SINH_LIMIT[grad.dtype]
             grad_offset = 2 * c.sqrt() * reach * (along_cosh * tanh_r - along_sinh * cosh_r.flatten())
     # e = 2 sqrt(c) sinhc(x), cosh = cosh(sqrt(x)), x = 4 c |v|^2
     grad_x = 2 * c.sqrt() * grad_e * _even.sinhc_derivative(x)
@@ -144,6 +144,15 @@ def unit_normals(weight: Tensor) -> tuple[Tensor, Tensor]:
     return weight / divisor.view([-1] + [1] * (weight.ndim - 1)), norm
 
 
+def check_same_dtype(x: Tensor, weight: Tensor) -> None:
+    """Raise a TypeError unless both have the same dtype."""
+    if x.dtype != weight.dtype:
+        raise TypeError(
+            f"x and weight must have the same dtype, got {x.dtype} and {weight.dtype}: convert one, with "
+            f"x.to({weight.dtype}) or layer.to({x.dtype})"
+        )
+
+
 def check_offsets(bias: Tensor | None, outputs: int) -> None:
     """Raise a ValueError unless there is one offset per hyperplane."""
     if bias is not None and bias.shape != (outputs,):
@@ -163,8 +172,10 @@ def _linear(
     check_offsets(bias, weight.shape[0])
     x = full_precision(x)
     c = curvature(c, x)
+    weight = full_precision(weight, "weight")
+    check_same_dtype(x, weight)
     v = convert(x, in_chart, "tangent", c=c)
-    normals, norm = unit_normals(full_precision(weight, "weight"))
+    normals, norm = unit_normals(weight)
     with without_autocast(v):  # so small a product is not worth the loss of digits
         inner = F.linear(v, normals)
     return _hyperplanes_op(inner, squared_norm(v, -1), norm, bias, c, -1, as_point)

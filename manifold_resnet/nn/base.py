@@ -93,8 +93,8 @@ class BoundedModule(PoincareModule):
         The dimension the manifold runs along.
     max_distance : float, optional
         Largest geodesic distance of the outputs from the origin; farther points are moved there along the geodesic.
-        None: ``DEFAULT_MAX_DISTANCE / sqrt(c)``; ``math.inf``: no bound (but points in the ball chart stay where
-        geoopt keeps them).
+        None: ``DEFAULT_MAX_DISTANCE / sqrt(c)``; ``math.inf``: as far as the number format reaches (in the ball
+        chart, as far as geoopt keeps points).
     """
 
     def __init__(self, ball: geoopt.PoincareBall, dim: int, max_distance: float | None) -> None:
@@ -107,7 +107,10 @@ class BoundedModule(PoincareModule):
         """Points in the hyperboloid chart, bounded, in another chart."""
         if self._counts is not None:
             self._count(h)
-        return convert(h, "hyperboloid", chart, c=self.c, dim=self.dim, max_distance=self.max_distance, relu=relu)
+        bound = self.max_distance
+        if bound is not None and math.isinf(bound):
+            bound = 1e9  # farther than any number format reaches, and convert cuts it to that
+        return convert(h, "hyperboloid", chart, c=self.c, dim=self.dim, max_distance=bound, relu=relu)
 
     @torch.no_grad()
     def _count(self, h: Tensor) -> None:

@@ -5,7 +5,8 @@ beta-concatenation's factor `beta_ratio`). So normals of length ``0.5/s`` preser
 starts with activations in range.
 
 gaussian
-    Gaussian of standard deviation ``0.5/(s sqrt(fan_in))``: preserves norms in expectation.
+    Gaussian of standard deviation ``0.5/(s sqrt(fan_in))``: preserves the mean square of coordinates in expectation,
+    hence norms where there are as many outputs as inputs.
 orthogonal
     Orthogonal rows of length ``0.5/s``: preserves the norm of the part of the patch that they read.
 identity
@@ -74,7 +75,7 @@ def normal_(normals: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gaussian_(normals: Tensor) -> Tensor:
-    """Fill with a Gaussian that preserves norms in expectation. In place; shape as `identity_`."""
+    """Fill with a Gaussian that preserves mean squares in expectation. In place; shape as `identity_`."""
     return normals.normal_(0, 0.5 / (_factor(normals) * math.sqrt(normals[0].numel())))
 
 
