@@ -21,7 +21,8 @@ def differentiable(
     """Join a plain forward and a plain backward function into one node of the autograd graph.
 
     Only the inputs (and the output, on request) are kept for the backward pass. Because `backward` is made of
-    differentiable torch operations on those inputs, double backward and ``torch.func`` transforms come for free.
+    differentiable torch operations on those inputs, double backward and the reverse-mode transforms of ``torch.func``
+    come for free.
 
     Parameters
     ----------

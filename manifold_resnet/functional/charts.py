@@ -34,8 +34,8 @@ from manifold_resnet.functional._checks import (
 #: Layers keep their outputs within this distance from the origin, in units of the curvature radius 1/sqrt(c).
 DEFAULT_MAX_DISTANCE = 6.0
 
-# the farthest points whose Möbius sum still has a finite squared norm, in units of 1/sqrt(c)
-_SINH_LIMIT = {torch.float32: 20.0, torch.float64: 150.0}
+# sinh and the sum of its squares stay finite up to here, in units of 1/sqrt(c)
+_SINH_LIMIT = {torch.float32: 40.0, torch.float64: 300.0}
 _GEOOPT_EPS = {torch.float32: 4e-3, torch.float64: 1e-5}  # geoopt.manifolds.stereographic.math.project
 
 
@@ -187,8 +187,8 @@ def convert(
     Points farther than `max_distance` from the origin are moved along the geodesic towards it, onto the sphere of
     that radius. The gradient is that of the projection onto the ball of radius `max_distance`: for points outside it
     has no radial part. Points in the ball chart are always kept where geoopt keeps them too
-    (``geoopt.PoincareBall.projx``), and others where a hyperbolic sine fits the number format (distance ``20/sqrt(c)``
-    in float32, ``150/sqrt(c)`` in float64).
+    (``geoopt.PoincareBall.projx``), and others where a hyperbolic sine fits the number format (distance ``40/sqrt(c)``
+    in float32, ``300/sqrt(c)`` in float64).
 
     Parameters
     ----------

@@ -52,7 +52,7 @@ def _terms(
         return x, e, None, None, None, inner * e
     cosh = torch.sqrt(1 + x * f * f)
     # a hyperplane beyond sinh's range is out of every point's reach, and its cosh would overflow
-    limit = _SINH_LIMIT[inner.dtype]
+    limit = 0.5 * _SINH_LIMIT[inner.dtype]
     r = (2 * c.sqrt() * broadcast_channels(offset, inner, dim)).clamp(-limit, limit)
     cosh_r, sinh_r = torch.cosh(r), _even.sinh(r)
     return x, e, cosh, cosh_r, sinh_r, torch.addcmul(inner * (e * cosh_r), cosh, sinh_r, value=-1)
@@ -105,7 +105,7 @@ def _hyperplanes_backward(
         if needs[3] or needs[4]:
             along_cosh, along_sinh = sum_over(grad_inner * inner, rest), sum_over(grad_q * cosh, rest)
             tanh_r = (sinh_r / cosh_r).flatten()
-            reach = (2 * c.sqrt() * offset).abs() < _SINH_LIMIT[grad.dtype]
+            reach = (2 * c.sqrt() * offset).abs() < 0.5 * _SINH_LIMIT[grad.dtype]
             grad_offset = 2 * c.sqrt() * reach * (along_cosh * tanh_r - along_sinh * cosh_r.flatten())
     # e = 2 sqrt(c) sinhc(x), cosh = cosh(sqrt(x)), x = 4 c |v|^2
     grad_x = 2 * c.sqrt() * grad_e * _even.sinhc_derivative(x)

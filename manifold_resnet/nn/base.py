@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from manifold_resnet.functional import DEFAULT_MAX_DISTANCE, convert
-from manifold_resnet.functional._checks import Chart, check_max_distance
+from manifold_resnet.functional._checks import Chart, check_max_distance, curvature
+from manifold_resnet.functional.charts import _SINH_LIMIT, _cap, _radial_op
 
 
 def check_ball(ball: geoopt.PoincareBall) -> None:
@@ -65,6 +66,22 @@ class PoincareModule(nn.Module):
         """The ball's c (0-d): its sectional curvature is ``-c``."""
         return self.ball.c
 
+    def _check_points(self, x: Tensor, chart: Chart) -> None:
+        """Raise a ValueError if points of the ball chart are off the ball. On CPU only: GPUs would have to wait."""
+        if chart != "ball" or x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() == 0:
+            return
+        with torch.no_grad():
+            square = (x * x).sum(self.dim).max()
+            try:
+                largest, c = square.item() ** 0.5, self.c.item()
+            except RuntimeError:  # inside torch.func.vmap there are no values to look at
+                return
+        if largest * c**0.5 > 1 + 1e-4:  # rounding may put points on the boundary
+            raise ValueError(
+                f"x has points off the ball: the largest norm is {largest:.4g}, the ball of c={c:.4g} has radius "
+                f"{c**-0.5:.4g}. Map Euclidean features onto it with ExpMap0, or project points with ball.projx(x)"
+            )
+
     def extra_repr(self) -> str:
         return f"c={self.c.item():.4g}, dim={self.dim}"
 
@@ -107,10 +124,12 @@ class BoundedModule(PoincareModule):
         """Points in the hyperboloid chart, bounded, in another chart."""
         if self._counts is not None:
             self._count(h)
-        bound = self.max_distance
-        if bound is not None and math.isinf(bound):
-            bound = 1e9  # farther than any number format reaches, and convert cuts it to that
-        return convert(h, "hyperboloid", chart, c=self.c, dim=self.dim, max_distance=bound, relu=relu)
+        if self.max_distance is not None and math.isinf(self.max_distance):
+            # as far as the Möbius sum of two points stays finite
+            cap = min(_cap("hyperboloid", chart, h.dtype), 0.5 * _SINH_LIMIT[h.dtype])
+            c = curvature(self.c, h)
+            return _radial_op(h, c, "hyperboloid", chart, math.inf, cap, self.dim, relu)
+        return convert(h, "hyperboloid", chart, c=self.c, dim=self.dim, max_distance=self.max_distance, relu=relu)
 
     @torch.no_grad()
     def _count(self, h: Tensor) -> None:

@@ -45,9 +45,9 @@ class _PoincareBatchNorm(BoundedModule):
         super().__init__(ball, 1, max_distance)
         check_norm(mean, scale)
         if not isinstance(num_features, int) or num_features < 1:
-            raise ValueError(f"num_features must be a positive integer, got {num_features!r}")
+            raise ValueError(f"num_features must be positive, got {num_features!r}")
         if not (isinstance(eps, (int, float)) and eps > 0):
-            raise ValueError(f"eps must be a positive number, got {eps!r}")
+            raise ValueError(f"eps must be positive, got {eps!r}")
         if momentum is not None and not 0 <= momentum <= 1:
             raise ValueError(f"momentum must be between 0 and 1 or None (cumulative average), got {momentum}")
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
@@ -142,6 +142,7 @@ class _PoincareBatchNorm(BoundedModule):
         if relu and out_chart != "tangent":
             raise ValueError(f"relu=True acts on tangent vectors and needs out_chart='tangent', got {out_chart!r}")
         x = full_precision(x)
+        self._check_points(x, in_chart)
         c = curvature(self.c, x)
         h = convert(x, in_chart, "hyperboloid", c=c, dim=1)
         if h.numel() == 0:

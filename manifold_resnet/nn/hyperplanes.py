@@ -177,6 +177,7 @@ class PoincareLinear(_Hyperplanes):
 
     def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
         """Map points ``(..., in_features)`` in `in_chart` to points ``(..., out_features)`` in `out_chart`."""
+        self._check_points(x, in_chart)
         h = poincare_linear(x, self.normals(), self.bias, c=self.c, in_chart=in_chart, out_chart="hyperboloid")
         return self._bounded(h, out_chart)
 
@@ -237,6 +238,7 @@ class PoincareMLR(_Hyperplanes):
 
     def forward(self, x: Tensor, in_chart: Chart = "ball") -> Tensor:
         """Map points ``(..., in_features)`` in chart `in_chart` to logits ``(..., num_classes)``."""
+        self._check_points(x, in_chart)
         return poincare_mlr(x, self.normals(), self.bias, c=self.c, in_chart=in_chart)
 
 
@@ -271,6 +273,7 @@ class _PoincareConv(_Hyperplanes):
 
     def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
         """Map images of points ``(batch, in_channels, ...)`` to ``(batch, out_channels, ...)``."""
+        self._check_points(x, in_chart)
         h = poincare_conv(
             x, self.normals(), self.bias, self.stride, self.padding, self.dilation,
             c=self.c, in_chart=in_chart, out_chart="hyperboloid",

@@ -59,6 +59,7 @@ class LogMap0(PoincareModule):
 
     def forward(self, x: Tensor, in_chart: Chart = "ball") -> Tensor:
         """Map points in chart `in_chart` along `dim` to tangent vectors at the origin, same shape."""
+        self._check_points(x, in_chart)
         return convert(x, in_chart, "tangent", c=self.c, dim=self.dim)
 
 
@@ -78,6 +79,7 @@ class PoincareReLU(PoincareModule):
 
     def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
         """Map points along `dim` to points, same shape."""
+        self._check_points(x, in_chart)
         return poincare_relu(x, c=self.c, dim=self.dim, in_chart=in_chart, out_chart=out_chart)
 
 
@@ -114,6 +116,7 @@ class PoincareAvgPool2d(PoincareModule):
 
     def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
         """Map images of points to smaller images of points."""
+        self._check_points(x, in_chart)
         return poincare_avg_pool2d(
             x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad,
             c=self.c, in_chart=in_chart, out_chart=out_chart,
@@ -142,6 +145,7 @@ class PoincareAdaptiveAvgPool2d(PoincareModule):
 
     def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
         """Map images of points to images of points of size `output_size`."""
+        self._check_points(x, in_chart)
         return poincare_adaptive_avg_pool2d(x, self.output_size, c=self.c, in_chart=in_chart, out_chart=out_chart)
 
     def extra_repr(self) -> str:
@@ -188,6 +192,8 @@ class PoincareResidual(BoundedModule):
         """Add points of the same shape; `relu` applies the tangent ReLU in the same pass (``out_chart="tangent"``)."""
         if relu and out_chart != "tangent":
             raise ValueError(f"relu=True acts on tangent vectors and needs out_chart='tangent', got {out_chart!r}")
+        self._check_points(x, in_chart)
+        self._check_points(shortcut, shortcut_chart)
         h = mobius_residual(
             x, shortcut, c=self.c, dim=self.dim, order=self.order,
             in_chart=in_chart, shortcut_chart=shortcut_chart, out_chart="hyperboloid",

@@ -169,3 +169,11 @@ def test_numbers_of_the_wrong_kind(make):
     """The message names the argument's value: it is not an error from somewhere inside."""
     with pytest.raises((ValueError, TypeError), match=r"must be.*got"):
         make()
+
+
+@pytest.mark.parametrize("name", ["linear", "mlr", "conv2d", "norm2d", "relu", "residual", "logmap0"])
+def test_points_off_the_ball(name):
+    layer = MAKE[name]()
+    x = torch.full(SHAPES.get(name[-2:], (2, 3, 3, 3)), 2.0)
+    with pytest.raises(ValueError, match=r"off the ball: the largest norm is .*, the ball of c=.* has radius"):
+        layer(*((x, x) if name == "residual" else (x,)))

@@ -53,7 +53,7 @@ def make(name, c=0.4, learnable=False, dtype=torch.float64, seed=0):
     """A layer that has been trained for one step."""
     torch.manual_seed(seed)
     layer = LAYERS[name][0](geoopt.PoincareBall(torch.tensor(c, dtype=dtype), learnable=learnable))
-    out = layer(inputs(name, dtype=dtype))
+    out = layer(inputs(name, c, dtype=dtype))
     trained = [p for p in layer.parameters() if p.requires_grad]
     if trained:
         out.square().mean().backward()
@@ -212,7 +212,7 @@ def test_a_copy_of_a_layer_whose_weights_left_the_ball(name):
         ball.isp_c.fill_(60.0)
     for how in COPIES.values():
         twin = how(layer)
-        assert twin(inputs(name)).isfinite().all()
+        assert twin(inputs(name, ball.c.item())).isfinite().all()
     other = make(name, seed=1)
     other.load_state_dict(layer.state_dict(), assign=True)
 

@@ -11,7 +11,7 @@ from geoopt.optim import RiemannianAdam, RiemannianSGD
 from helpers import assert_close, generator, points, tangents
 
 from manifold_resnet import nn
-from manifold_resnet.functional import beta_ratio
+from manifold_resnet.functional import beta_ratio, project
 
 CURVATURES = (1e-6, 0.1, 1.0, 10.0)
 
@@ -266,6 +266,7 @@ def test_growing_curvature_pushes_no_weight_off(name):
     for isp_c in (1.0, 10.0, 100.0):
         with torch.no_grad():
             layer.ball.isp_c.fill_(isp_c)
+            x = project(x, c=layer.ball.c, dim=layer.dim)
         out = layer(x)
         assert out.isfinite().all()
         gradients = torch.autograd.grad(out.sum(), list(layer.parameters()), materialize_grads=True)
