@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,29 +12,37 @@ from manifold_resnet.functional._checks import without_autocast
 
 
 def differentiable(
-    forward: Callable[..., Tensor],
+    forward: Callable[..., Any],
     backward: Callable[..., tuple[Tensor | None, ...]],
     *,
     tensors: int,
-    keep_output: bool = False,
-) -> Callable[..., Tensor]:
+    drop: Sequence[int] = (),
+    keep_outputs: bool = False,
+    auxiliary: int = 0,
+) -> Callable[..., Any]:
     """Join a plain forward and a plain backward function into one node of the autograd graph.
 
-    Only the inputs (and the output, on request) are kept for the backward pass. Because `backward` is made of
-    differentiable torch operations on those inputs, double backward and the reverse-mode transforms of ``torch.func``
-    come for free.
+    Only inputs (and outputs, on request) are kept for the backward pass. Because `backward` is made of
+    differentiable torch operations on those, double backward and the reverse-mode transforms of ``torch.func``
+    come for free, as long as it uses auxiliary outputs only while gradients are not recorded.
 
     Parameters
     ----------
     forward : callable
-        ``forward(*tensors, *static)`` returns one tensor.
+        ``forward(*tensors, *static)`` returns a tensor or a tuple of tensors.
     backward : callable
-        ``backward(grad, needs, *tensors, *static)`` returns one gradient (or None) per tensor; ``needs[i]`` says
-        whether the i-th gradient will be used.
+        ``backward(grad, needs, *tensors, *outputs, *static)`` returns one gradient (or None) per tensor; ``needs[i]``
+        says whether the i-th gradient will be used. With several outputs, ``grad`` is a tuple, with None for outputs
+        that were not used.
     tensors : int
         How many of the leading positional arguments are tensors (or None); the rest is static.
-    keep_output : bool
-        Keep the output too, as the last of the tensors that `backward` gets. For results that are costly to recompute.
+    drop : sequence of int
+        Inputs that the backward pass does without; it gets None for them.
+    keep_outputs : bool
+        Keep the outputs too: for results that are costly to recompute.
+    auxiliary : int
+        So many of the last outputs are there for the backward pass only, or are statistics: no gradient flows through
+        them.
 
     Returns
     -------
@@ -42,16 +50,25 @@ def differentiable(
         Takes the arguments of `forward`, positionally.
     """
 
-    def compute(*args: Any) -> Tensor:
+    def compute(*args: Any) -> Any:
         with without_autocast(args[0]):
             return forward(*args)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[:tensors], *([output] if keep_output else []))
+        outputs = output if isinstance(output, tuple) else (output,)
+        kept = [None if i in drop else t for i, t in enumerate(inputs[:tensors])]
+        ctx.save_for_backward(*kept, *(outputs if keep_outputs else ()))
         ctx.static = inputs[tensors:]
+        ctx.set_materialize_grads(False)
+        if auxiliary:
+            ctx.mark_non_differentiable(*outputs[-auxiliary:])
 
-    def compute_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        with without_autocast(grad):
+    def compute_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        used = [g for g in grads if g is not None]
+        if not used:
+            return (None,) * (tensors + len(ctx.static))
+        with without_autocast(used[0]):
+            grad = grads[0] if len(grads) == 1 else grads
             gradients = backward(grad, ctx.needs_input_grad, *ctx.saved_tensors, *ctx.static)
         return *gradients, *(None,) * len(ctx.static)
 

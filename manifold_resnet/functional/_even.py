@@ -5,8 +5,7 @@ hence smooth functions of ``X = t**2``, and written that way a zero vector needs
 ``clamp_min``, no NaN gradient. Each function below comes with its derivative with respect to ``X``; around zero,
 where the closed form of the derivative would lose all digits, both switch to the Taylor series.
 
-``sinh`` and ``asinh`` go through ``expm1`` and ``log1p`` of the absolute value, which keep full precision for small
-as well as for large negative arguments.
+``sinh`` and ``asinh`` keep full precision for small as well as for large negative arguments.
 """
 
 from __future__ import annotations
@@ -16,59 +15,96 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# below this X the series with so many terms are exact to the number format, above it the closed forms lose few digits
-_SWITCH = {torch.float32: (5e-2, 5), torch.float64: (1e-2, 9)}
-_TANHC = (1.0, -1 / 3, 2 / 15, -17 / 315, 62 / 2835, -1382 / 155925, 21844 / 6081075, -929569 / 638512875)
-_ARTANHC = tuple(1 / (2 * k + 1) for k in range(9))
-_SINHC = (1.0, 1 / 6, 1 / 120, 1 / 5040, 1 / 362880, 1 / 39916800, 1 / 6227020800)
-_ASINHC = (
-    1.0,
-    -1 / 6,
-    3 / 40,
-    -15 / 336,
-    105 / 3456,
-    -945 / 42240,
-    10395 / 599040,
-    -135135 / 9676800,
-    2027025 / 175472640,
-)
+# Taylor coefficients, in functions because torch.compile takes numbers in global variables for inputs
 
 
-def _log1p_(x: Tensor) -> Tensor:
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return x.log1p_()
-    # torch's log1p is several times slower on CPUs than its log: correct the rounding of 1 + x to first order
+def _tanhc() -> tuple[float, ...]:
+    return (1.0, -1 / 3, 2 / 15, -17 / 315, 62 / 2835, -1382 / 155925, 21844 / 6081075, -929569 / 638512875)
+
+
+def _artanhc() -> tuple[float, ...]:
+    return (1.0, 1 / 3, 1 / 5, 1 / 7, 1 / 9, 1 / 11, 1 / 13, 1 / 15, 1 / 17)
+
+
+def _sinhc() -> tuple[float, ...]:
+    return (1.0, 1 / 6, 1 / 120, 1 / 5040, 1 / 362880, 1 / 39916800, 1 / 6227020800, 1 / 1307674368000)
+
+
+def _asinhc() -> tuple[float, ...]:
+    return (
+        1.0,
+        -1 / 6,
+        3 / 40,
+        -15 / 336,
+        105 / 3456,
+        -945 / 42240,
+        10395 / 599040,
+        -135135 / 9676800,
+        2027025 / 175472640,
+    )
+
+
+def _switch(dtype: torch.dtype) -> tuple[float, int]:
+    """Below this X the series with so many terms are exact, above it the closed forms lose few digits."""
+    return (5e-2, 5) if dtype == torch.float32 else (1e-2, 9)
+
+
+def _log1p(x: Tensor) -> Tensor:
+    # corrects the rounding of 1 + x to first order
     u = x + 1
-    v = (u - 1).sub_(x).div_(u)
-    return u.log_().sub_(v)
+    return torch.log(u) - ((u - 1) - x) / u
 
 
-def _expm1_(x: Tensor) -> Tensor:
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return x.expm1_()
-    # likewise: exp(x) = u exp(x - log u), where u is exp(x) rounded
-    u = x.exp()
-    x.sub_(u.log())
-    return (u - 1).addcmul_(u, x)
+def _native(x: Tensor) -> bool:
+    """GPUs have fast log1p, expm1, asinh, sinh; on CPUs torch's are several times slower than its log and exp."""
+    return x.device.type != "cpu"
 
 
 def asinh(q: Tensor) -> Tensor:
     """Inverse hyperbolic sine, elementwise."""
     a = q.abs()
-    if torch.is_grad_enabled():
+    if torch.compiler.is_compiling():
+        if _native(q):
+            return torch.asinh(q)
+        root = torch.sqrt(1 + a * a)
+        if q.dtype == torch.float32:
+            return torch.where(a < 0.25, a * _horner(a * a, _asinhc()[:6]), torch.log(a + root)).copysign(q)
+        return _log1p(a + a * (a / (1 + root))).copysign(q)
+    if torch.is_grad_enabled() or _native(q):
         return torch.log1p(a + a * (a / (1 + torch.sqrt(1 + a * a)))).copysign(q)
     # in place, because this is the most costly function of a network
     x = (a * a).add_(1).sqrt_().add_(1).reciprocal_().mul_(a).mul_(a).add_(a)
-    return _log1p_(x).copysign_(q)
+    u = x + 1
+    v = (u - 1).sub_(x).div_(u)  # as _log1p
+    return u.log_().sub_(v).copysign_(q)
+
+
+def sinh_cosh(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Hyperbolic sine and cosine, elementwise."""
+    if torch.compiler.is_compiling():
+        if _native(y):
+            return torch.sinh(y), torch.cosh(y)
+        e = torch.exp(y)
+        r = 1 / e
+        square = y * y
+        series = y * _horner(square, _sinhc()[: 4 if y.dtype == torch.float32 else 8])
+        return torch.where(square < 0.25, series, 0.5 * (e - r)), 0.5 * (e + r)
+    if torch.is_grad_enabled() or _native(y):
+        m = torch.expm1(y.abs())
+        r = m / (m + 1)
+        return (0.5 * (m + r)).copysign(y), 1 + 0.5 * (m - r)
+    a = y.abs()
+    u = a.exp()
+    a.sub_(u.log())
+    m = a.mul_(u).add_(u - 1)  # expm1: exp(a) = u exp(a - log u), where u is exp(a) rounded
+    r = (m + 1).reciprocal_().mul_(m)
+    cosh = (m - r).mul_(0.5).add_(1)
+    return m.add_(r).mul_(0.5).copysign_(y), cosh
 
 
 def sinh(y: Tensor) -> Tensor:
     """Hyperbolic sine, elementwise."""
-    if torch.is_grad_enabled():
-        m = torch.expm1(y.abs())
-        return (0.5 * (m + m / (m + 1))).copysign(y)
-    m = _expm1_(y.abs())
-    return (m + 1).reciprocal_().mul_(m).add_(m).mul_(0.5).copysign_(y)
+    return sinh_cosh(y)[0]
 
 
 def _horner(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
@@ -85,16 +121,20 @@ def _derivative(coefficients: tuple[float, ...]) -> tuple[float, ...]:
 
 def above(x: Tensor, bound: Tensor | float) -> Tensor:
     """One where `x` exceeds `bound`, zero elsewhere, in the dtype of `x`: for `select`."""
+    if torch.compiler.is_compiling():
+        return (x > bound).to(x.dtype)
     return (x - bound).relu().sign()
 
 
 def select(where: Tensor, one: Tensor, other: Tensor) -> Tensor:
     """`one` where `where` is one, `other` where it is zero; both finite. torch.where is ten times slower on CPUs."""
+    if torch.compiler.is_compiling():
+        return torch.where(where > 0, one, other)
     return torch.lerp(other, one, where)
 
 
 def _piecewise(x: Tensor, coefficients: tuple[float, ...], closed: Callable[[Tensor], Tensor]) -> Tensor:
-    switch, terms = _SWITCH[x.dtype]
+    switch, terms = _switch(x.dtype)
     # each branch gets arguments that are harmless for it, so that neither its value nor a derivative is NaN
     series = _horner(x.clamp(max=switch), coefficients[:terms])
     return select(above(x, switch), closed(x.clamp(min=switch)), series)
@@ -109,7 +149,7 @@ def _ratio(x: Tensor, coefficients: tuple[float, ...], closed: Callable[[Tensor]
 
 def tanhc(x: Tensor) -> Tensor:
     """``tanh(t)/t`` as a function of ``x = t**2``."""
-    return _ratio(x, _TANHC, lambda x: torch.tanh(t := x.sqrt()) / t)
+    return _ratio(x, _tanhc(), lambda x: torch.tanh(t := x.sqrt()) / t)
 
 
 def tanhc_derivative(x: Tensor) -> Tensor:
@@ -119,7 +159,7 @@ def tanhc_derivative(x: Tensor) -> Tensor:
         tanh = torch.tanh(x.sqrt())
         return (1 - tanh * tanh - tanh / x.sqrt()) / (2 * x)
 
-    return _piecewise(x, _derivative(_TANHC), closed)
+    return _piecewise(x, _derivative(_tanhc()), closed)
 
 
 def _artanhc_closed(x: Tensor) -> Tensor:
@@ -129,17 +169,17 @@ def _artanhc_closed(x: Tensor) -> Tensor:
 
 def artanhc(x: Tensor) -> Tensor:
     """``artanh(t)/t`` as a function of ``x = t**2 < 1``."""
-    return _ratio(x, _ARTANHC, _artanhc_closed)
+    return _ratio(x, _artanhc(), _artanhc_closed)
 
 
 def artanhc_derivative(x: Tensor) -> Tensor:
     """Derivative of `artanhc` with respect to ``x``."""
-    return _piecewise(x, _derivative(_ARTANHC), lambda x: (1 / (1 - x) - _artanhc_closed(x)) / (2 * x))
+    return _piecewise(x, _derivative(_artanhc()), lambda x: (1 / (1 - x) - _artanhc_closed(x)) / (2 * x))
 
 
 def sinhc(x: Tensor) -> Tensor:
     """``sinh(t)/t`` as a function of ``x = t**2``."""
-    return _ratio(x, _SINHC, lambda x: sinh(t := x.sqrt()) / t)
+    return _ratio(x, _sinhc(), lambda x: sinh(t := x.sqrt()) / t)
 
 
 def sinhc_derivative(x: Tensor) -> Tensor:
@@ -150,12 +190,12 @@ def sinhc_derivative(x: Tensor) -> Tensor:
         sinh_t = sinh(t)
         return (torch.sqrt(1 + sinh_t * sinh_t) - sinh_t / t) / (2 * x)
 
-    return _piecewise(x, _derivative(_SINHC), closed)
+    return _piecewise(x, _derivative(_sinhc()), closed)
 
 
 def asinhc(x: Tensor) -> Tensor:
     """``asinh(t)/t`` as a function of ``x = t**2``."""
-    return _ratio(x, _ASINHC, lambda x: asinh(t := x.sqrt()) / t)
+    return _ratio(x, _asinhc(), lambda x: asinh(t := x.sqrt()) / t)
 
 
 def asinhc_derivative(x: Tensor) -> Tensor:
@@ -165,4 +205,4 @@ def asinhc_derivative(x: Tensor) -> Tensor:
         t = x.sqrt()
         return (torch.rsqrt(1 + x) - asinh(t) / t) / (2 * x)
 
-    return _piecewise(x, _derivative(_ASINHC), closed)
+    return _piecewise(x, _derivative(_asinhc()), closed)

@@ -24,275 +24,337 @@ from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
+from manifold_resnet.functional._backend import kernel
 from manifold_resnet.functional._checks import (
     Chart,
-    broadcast_channels,
     check_chart,
     check_max_distance,
     curvature,
     full_precision,
     other_dims,
 )
-from manifold_resnet.functional.charts import _SINH_LIMIT, _factor_derivatives, _scale, convert
-from manifold_resnet.functional.frechet import (
-    _TOLERANCE,
-    hyperboloid_frechet_mean,
-    translate,
+from manifold_resnet.functional._rescale import rescale, variance_about
+from manifold_resnet.functional.charts import (
+    as_pixels,
+    bound,
+    bounded_factor,
+    bounded_factor_derivatives,
+    convert,
+    sinh_factor,
+    sinh_factor_derivatives,
+    squared_limit,
 )
-from manifold_resnet.functional.midpoint import normalise_mean, time_excess
+from manifold_resnet.functional.frechet import _TOLERANCE, hyperboloid_frechet_mean
+from manifold_resnet.functional.midpoint import _normalise_backward, normalise_mean, time_excess
 
 Mean = Literal["midpoint", "frechet"]
 Scale = Literal["scalar", "channel"]
 
 
-# -- the pieces, each with its backward ------------------------------------------------------------------
+# -- one scale per channel: one node of the autograd graph ------------------------------------------------
+#
+# Tensors are [B, C, N]; m, beta [1, C, 1] are the mean and the centre in the hyperboloid chart, and per pixel
+#   xi      such that b = h - xi m is x translated to the mean,
+#   log     such that w = log b is its tangent vector; u = ratio w is the standardised one, ratio [1, C, 1],
+#   exp     such that exp u is in the hyperboloid chart again; y = exp u + time beta is translated to the centre,
+#   out     such that out y is bounded and in the output's chart.
 
 
-def _sums(h: Tensor, dim: int) -> Tensor:
+def _channels(v: Tensor) -> Tensor:
+    return v.view(1, -1, 1)
+
+
+@kernel
+def _sums(h: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of the points, and of their time parts minus one, over the pixels of each image."""
+    s = (h * h).sum(1, keepdim=True)
+    return h.sum(2), (s / (1 + torch.sqrt(1 + s))).sum(2)
+
+
+def _mean_sums(h: Tensor) -> Tensor:
     """[C + 1]: the mean of the points, and of their time part minus one."""
-    rest = other_dims(h, dim)
-    s = (h * h).sum(dim, keepdim=True)
-    return torch.cat([h.mean(rest), (s / (1 + torch.sqrt(1 + s))).mean().reshape(1)])
+    points, excess = _sums(h)
+    return torch.cat([points.sum(0), excess.sum(0)]) / (h.shape[0] * h.shape[2])
 
 
-def _sums_backward(grad: Tensor, needs: tuple[bool, ...], h: Tensor, dim: int) -> tuple[Tensor]:
-    count = h.numel() // h.shape[dim]
-    s = (h * h).sum(dim, keepdim=True)
-    spatial = broadcast_channels(grad[:-1] / count, h, dim)
-    return (torch.addcmul(spatial, h, grad[-1] / count * torch.rsqrt(1 + s)),)
+@kernel(materialise=True)
+def _center(h: Tensor, m: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """`xi` and `log`."""
+    along_m = (h * m).sum(1, keepdim=True) / (1 + torch.sqrt(1 + (m * m).sum()))
+    xi = torch.sqrt(1 + (h * h).sum(1, keepdim=True)) - along_m
+    b = torch.addcmul(h, xi, m, value=-1)
+    return xi, 0.5 * c.rsqrt() * _even.asinhc((b * b).sum(1, keepdim=True))
 
 
-_sums_op = differentiable(_sums, _sums_backward, tensors=1)
+@kernel
+def _second_moment(h: Tensor, m: Tensor, xi: Tensor, log: Tensor) -> Tensor:
+    w = torch.addcmul(h, xi, m, value=-1) * log
+    return (w * w).sum(2)
 
 
-def _center(h: Tensor, m: Tensor, c: Tensor, dim: int) -> Tensor:
-    """Map x to log0((-m) (+) x), from the hyperboloid chart to tangent vectors."""
-    b = translate(h, broadcast_channels(m, h, dim), dim)
-    return 0.5 * c.rsqrt() * _even.asinhc((b * b).sum(dim, keepdim=True)) * b
+@kernel(materialise=True)
+def _recenter(
+    h: Tensor,
+    m: Tensor,
+    xi: Tensor,
+    log: Tensor,
+    ratio: Tensor,
+    beta: Tensor,
+    c: Tensor,
+    limit: Tensor,
+    chart: Chart,
+) -> Tensor:
+    u = torch.addcmul(h, xi, m, value=-1) * log * ratio
+    s = (u * u).sum(1, keepdim=True)
+    exp, _ = sinh_factor(s, c)
+    along_beta = (u * beta).sum(1, keepdim=True) / (1 + torch.sqrt(1 + (beta * beta).sum()))
+    y = torch.addcmul(exp * u, torch.sqrt(1 + exp * exp * s) + exp * along_beta, beta)
+    return bounded_factor((y * y).sum(1, keepdim=True), c, limit, chart)[0] * y
 
 
-def _center_backward(
-    grad: Tensor, needs: tuple[bool, ...], h: Tensor, m: Tensor, c: Tensor, dim: int
+@kernel
+def _recenter_products(
+    grad: Tensor, h: Tensor, m: Tensor, xi: Tensor, log: Tensor, ratio: Tensor, beta: Tensor
+) -> tuple[Tensor, ...]:
+    """Inner products per pixel: <u, u>, <u, beta>, <grad, u>, <grad, beta>."""
+    u = torch.addcmul(h, xi, m, value=-1) * log * ratio
+    return tuple((a * b).sum(1, keepdim=True) for a, b in ((u, u), (u, beta), (grad, u), (grad, beta)))
+
+
+@kernel
+def _recenter_coefficients(
+    s: Tensor,
+    u_beta: Tensor,
+    grad_u: Tensor,
+    grad_beta: Tensor,
+    square_beta: Tensor,
+    c: Tensor,
+    limit: Tensor,
+    chart: Chart,
+    extra: bool,
 ) -> tuple[Tensor | None, ...]:
-    m_ = broadcast_channels(m, h, dim)
-    m2 = (m * m).sum()
-    time_m = torch.sqrt(1 + m2)
-    time = torch.sqrt(1 + (h * h).sum(dim, keepdim=True))
-    along_m = (m_ * h).sum(dim, keepdim=True) / (1 + time_m)
-    xi = time - along_m
-    b = torch.addcmul(h, xi, m_, value=-1)  # as `translate`
-    s = (b * b).sum(dim, keepdim=True)
-    grad_b, grad_m = (grad * b).sum(dim, keepdim=True), (grad * m_).sum(dim, keepdim=True)
-    # the gradient with respect to b is f grad + k b; its inner product with m over 1 + tau_m follows
-    scale = 0.5 * c.rsqrt()
-    f = scale * _even.asinhc(s)
-    k = 2 * scale * _even.asinhc_derivative(s) * grad_b
-    p = (f * grad_m + k * ((1 + time_m) * along_m - xi * m2)) / (1 + time_m)
-    by_h = k - p * (1 + time_m) / time
-    by_m = p - k * xi
-    grad_h = torch.addcmul(torch.addcmul(f * grad, by_h, h), by_m, m_)
-    grad_mean = grad_c = None
-    if needs[1]:
-        rest = other_dims(h, dim)
-        by_m = k * xi * xi - p * along_m / time_m
-        grad_mean = (-xi * f * grad).sum(rest) + ((p - xi * k) * h).sum(rest) + by_m.sum() * m
-    if needs[2]:
-        grad_c = -0.5 / c * (f * grad_b).sum()
-    return grad_h, grad_mean, grad_c
+    """Coefficients of grad, u and beta in the gradient for u, and of these in the gradient for beta.
 
+    With `extra`, also what to sum up for the gradients for c and for the bound.
+    """
+    time_beta = torch.sqrt(1 + square_beta)
+    exp, end = sinh_factor(s, c)
+    exp_s, exp_c = sinh_factor_derivatives(s, end, exp, c, extra)
+    along_beta = u_beta / (1 + time_beta)
+    time_u = torch.sqrt(1 + exp * exp * s)
+    time = time_u + exp * along_beta
 
-_center_op = differentiable(_center, _center_backward, tensors=3)
-
-
-def _standardise(w: Tensor, variance: Tensor, gain: Tensor, eps: float, dim: int) -> Tensor:
-    return broadcast_channels(gain * torch.rsqrt(variance + eps), w, dim) * w
-
-
-def _standardise_backward(
-    grad: Tensor, needs: tuple[bool, ...], w: Tensor, variance: Tensor, gain: Tensor, eps: float, dim: int
-) -> tuple[Tensor | None, ...]:
-    rest = other_dims(w, dim)
-    if torch.is_grad_enabled():  # a second derivative goes through the variance as well
-        variance = (w * w).mean(rest)
-    r = torch.rsqrt(variance + eps)
-    along = r * (grad * w).sum(rest)
-    by_w = -along * gain * r * r * (w.shape[dim] / w.numel())
-    grad_w = torch.addcmul(broadcast_channels(gain * r, w, dim) * grad, broadcast_channels(by_w, w, dim), w)
-    return grad_w, None, along
-
-
-# the variance is that of w itself; the backward pass accounts for it
-_standardise_op = differentiable(_standardise, _standardise_backward, tensors=3)
-
-
-def _recenter_terms(
-    u: Tensor, beta: Tensor, c: Tensor, limit: float, dim: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    s = (u * u).sum(dim, keepdim=True)
-    inside, bound, f = _scale(s, c, "tangent", "hyperboloid", math.inf, limit)
-    time = torch.sqrt(1 + f * f * s)
-    time_beta = torch.sqrt(1 + (beta * beta).sum())
-    along_beta = (u * broadcast_channels(beta, u, dim)).sum(dim, keepdim=True) / (1 + time_beta)
-    return s, f, time, time_beta, along_beta, inside
-
-
-def _recenter(u: Tensor, beta: Tensor, c: Tensor, limit: float, dim: int) -> Tensor:
-    """Map u to beta (+) exp0(u), from tangent vectors to the hyperboloid chart."""
-    _, f, time, _, along_beta, _ = _recenter_terms(u, beta, c, limit, dim)
-    return torch.addcmul(f * u, time + f * along_beta, broadcast_channels(beta, u, dim))
-
-
-def _recenter_backward(
-    grad: Tensor, needs: tuple[bool, ...], u: Tensor, beta: Tensor, c: Tensor, limit: float, dim: int
-) -> tuple[Tensor | None, ...]:
-    s, f, time, time_beta, along_beta, inside = _recenter_terms(u, beta, c, limit, dim)
-    beta_ = broadcast_channels(beta, u, dim)
-    grad_u, grad_beta = (grad * u).sum(dim, keepdim=True), (grad * beta_).sum(dim, keepdim=True)
-    f_s, f_c = _factor_derivatives(inside, c, "tangent", "hyperboloid", needs[2])
-    outside = _even.above(s, inside)
-    f_s = _even.select(outside, -0.5 * f / s.clamp(min=torch.finfo(s.dtype).tiny ** 0.5), f_s)
-    # y = f u + (time + f along_beta) beta, time^2 = 1 + f^2 s
-    by_f = grad_u + grad_beta * (along_beta + f * s / time)
-    by_u = 2 * by_f * f_s + grad_beta * f * f / time
-    by_beta = grad_beta * f / (1 + time_beta)
-    grad_in = torch.addcmul(torch.addcmul(f * grad, by_u, u), by_beta, beta_)
-    grad_center = grad_c = None
-    if needs[1]:
-        rest = other_dims(u, dim)
-        shrink = (grad_beta * f * along_beta).sum() / ((1 + time_beta) * time_beta)
-        grad_center = ((time + f * along_beta) * grad).sum(rest) + (by_beta * u).sum(rest) - shrink * beta
-    if f_c is not None:
-        # where bounded, the point is sinh(limit) u/|u| whatever c is
-        grad_c = ((1 - outside) * f_c * by_f).sum()
-    return grad_in, grad_center, grad_c
-
-
-_recenter_op = differentiable(_recenter, _recenter_backward, tensors=3)
-
-
-def _cosh_distance_excess(h: Tensor, m: Tensor, dim: int) -> Tensor:
-    """Compute cosh d(x, m) - 1 without cancellation for points that are close to m, wherever m is."""
-    time_h = torch.sqrt(1 + (h * h).sum(dim, keepdim=True))
-    time_m = torch.sqrt(1 + (m * m).sum(dim, keepdim=True))
-    difference = h - m
-    square = (difference * difference).sum(dim, keepdim=True)
-    time_difference = (difference * (h + m)).sum(dim, keepdim=True) / (time_h + time_m)
-    return (0.5 * (square - time_difference * time_difference)).clamp_min(0)
-
-
-def _cosh_excess_backward(grad: Tensor, h: Tensor, m: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    time_h = torch.sqrt(1 + (h * h).sum(dim, keepdim=True))
-    time_m = torch.sqrt(1 + (m * m).sum(dim, keepdim=True))
-    return grad * (time_m / time_h * h - m), grad * (time_h / time_m * m - h)
-
-
-def _square_of_distance(excess: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute arcosh(1 + excess)^2 and its derivative, smooth at zero."""
-    x = excess * (2 + excess)  # sinh(d)^2
-    d_over_sinh = _even.asinhc(x)
-    return x * d_over_sinh * d_over_sinh, 2 * d_over_sinh
-
-
-def _variance(h: Tensor, m: Tensor, c: Tensor, dim: int) -> Tensor:
-    excess = _cosh_distance_excess(h, broadcast_channels(m, h, dim), dim)
-    return _square_of_distance(excess)[0].mean() / c
-
-
-def _variance_backward(
-    grad: Tensor, needs: tuple[bool, ...], h: Tensor, m: Tensor, c: Tensor, dim: int
-) -> tuple[Tensor | None, ...]:
-    m_ = broadcast_channels(m, h, dim)
-    square, slope = _square_of_distance(_cosh_distance_excess(h, m_, dim))
-    grad_h, grad_m = _cosh_excess_backward(grad / (c * square.numel()) * slope, h, m_, dim)
+    # y = exp u + time beta; what is lost here to cancellation is lost near zero, where out does not depend on it
+    s_y = (exp * exp * s + 2 * exp * time * u_beta + time * time * square_beta).clamp(min=0)
+    out, inside = bounded_factor(s_y, c, limit, chart)
+    out_s, out_c, out_limit = bounded_factor_derivatives(s_y, inside, out, c, limit, chart, extra)
+    grad_y = exp * grad_u + time * grad_beta  # <grad, y>
+    k = 2 * out_s * grad_y
+    # gradient for y: out grad + k y
+    y_u, y_beta = exp * s + time * u_beta, exp * u_beta + time * square_beta
+    grad_u, grad_beta = out * grad_u + k * y_u, out * grad_beta + k * y_beta
+    by_exp = grad_u + grad_beta * (along_beta + exp * s / time_u)
+    by_beta = grad_beta * exp / (1 + time_beta)
+    by_u = 2 * by_exp * exp_s + grad_beta * exp * exp / time_u
+    by_c = by_limit = None
+    if exp_c is not None and out_c is not None and out_limit is not None:
+        by_c = (exp_c * by_exp + out_c * grad_y).sum(2)
+        by_limit = (out_limit * grad_y).sum(2)
     return (
-        grad_h,
-        grad_m.sum(other_dims(h, dim)) if needs[1] else None,
-        -grad * square.mean() / (c * c) if needs[2] else None,
+        exp * out,
+        k * exp * exp + by_u,
+        k * exp * time + by_beta,
+        time * out,
+        time * k * exp + by_beta,
+        (time * time * k - by_beta * along_beta / time_beta).sum(2),
+        by_c,
+        by_limit,
     )
 
 
-_variance_op = differentiable(_variance, _variance_backward, tensors=3)
+@kernel
+def _standardised_backward(
+    grad: Tensor,
+    h: Tensor,
+    m: Tensor,
+    xi: Tensor,
+    log: Tensor,
+    ratio: Tensor,
+    beta: Tensor,
+    by_grad: Tensor,
+    by_u: Tensor,
+    by_beta: Tensor,
+    beta_by_grad: Tensor,
+    beta_by_u: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient for u; and [B, C]: its product with w, and the gradient for beta but for multiples of beta."""
+    w = torch.addcmul(h, xi, m, value=-1) * log
+    u = ratio * w
+    grad_u = torch.addcmul(torch.addcmul(by_grad * grad, by_u, u), by_beta, beta)
+    return grad_u, (grad_u * w).sum(2), torch.addcmul(beta_by_grad * grad, beta_by_u, u).sum(2)
 
 
-def _scaled_square(scale: Tensor, excess: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """From cosh(d) - 1: sinh(d)^2, d/sinh(d), (s d)^2 bounded so that its sinh is finite, and whether it was."""
-    x = excess * (2 + excess)
-    k = _even.asinhc(x)
-    y = scale * scale * x * k * k
-    limit = _SINH_LIMIT[excess.dtype] ** 2  # far outside of any bound on the radius
-    return x, k, y.clamp(max=limit), y > limit
+@kernel
+def _center_products(
+    grad_u: Tensor, h: Tensor, m: Tensor, xi: Tensor, log: Tensor, ratio: Tensor, decay: Tensor
+) -> tuple[Tensor, ...]:
+    """Inner products per pixel: <grad_w, b>, <grad_w, m>, <b, b>, <h, m>."""
+    b = torch.addcmul(h, xi, m, value=-1)
+    grad_w = torch.addcmul(ratio * grad_u, decay * log, b)
+    return tuple((x * y).sum(1, keepdim=True) for x, y in ((grad_w, b), (grad_w, m), (b, b), (h, m)))
 
 
-def _sinh_ratio(scale: Tensor, excess: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute sinh(s d)/sinh(d) and cosh(s d) from cosh(d) - 1."""
-    x, k, y, bounded = _scaled_square(scale, excess)
-    f = _even.sinhc(y)
-    ratio = torch.where(bounded, y.sqrt() * torch.where(bounded, x, torch.ones_like(x)).rsqrt(), scale * k)
-    return ratio * f, torch.sqrt(1 + y * f * f)
-
-
-def _sinh_ratio_derivatives(scale: Tensor, excess: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Derivatives of the two values of `_sinh_ratio` with respect to cosh(d), then with respect to s."""
-    x, k, y, bounded = _scaled_square(scale, excess)
-    f, f_y = _even.sinhc(y), _even.sinhc_derivative(y)
-    zero = torch.zeros_like(y)
-    x_cosh = 2 * (1 + excess)
-    y_cosh, y_scale = (
-        torch.where(bounded, zero, 2 * scale * scale * k),
-        torch.where(bounded, zero, 2 * scale * x * k * k),
+@kernel
+def _center_coefficients(
+    grad_b: Tensor, grad_m: Tensor, s: Tensor, h_m: Tensor, xi: Tensor, log: Tensor, square_m: Tensor, c: Tensor
+) -> tuple[Tensor, ...]:
+    """Coefficients of h and m in the gradient for h, and 1/time; for m: [B, 1] of m; [B, 1] for c."""
+    time_m = torch.sqrt(1 + square_m)
+    along_m = h_m / (1 + time_m)
+    time = xi + along_m
+    # the gradient with respect to b is log grad_w + k b; its inner product with m over 1 + tau_m follows
+    k = c.rsqrt() * _even.asinhc_derivative(s) * grad_b
+    p = (log * grad_m + k * (h_m - xi * square_m)) / (1 + time_m)
+    return (
+        k - p * (1 + time_m) / time,
+        p - k * xi,
+        1 / time,
+        (k * xi * xi - p * along_m / time_m).sum(2),
+        (log * grad_b).sum(2),
     )
-    safe = torch.where(bounded, x, torch.ones_like(x))
-    rho_cosh = torch.where(
-        bounded,
-        -0.5 * (y / safe).sqrt() * f * x_cosh / safe,
-        scale * (_even.asinhc_derivative(x) * x_cosh * f + k * f_y * y_cosh),
-    )
-    rho_scale = torch.where(bounded, zero, k * f + scale * k * f_y * y_scale)
-    return rho_cosh, 0.5 * f * y_cosh, rho_scale, 0.5 * f * y_scale
 
 
-def _rescale(h: Tensor, m: Tensor, beta: Tensor, scale: Tensor, dim: int) -> Tensor:
-    """Map x to exp_beta(scale PT_{m->beta} log_m x) in the hyperboloid chart."""
-    m, beta = broadcast_channels(m, h, dim), broadcast_channels(beta, h, dim)
-    excess = _cosh_distance_excess(h, m, dim)
-    rho, cosh = _sinh_ratio(scale, excess)
-    excess_b, theta = _cosh_distance_excess(h, beta, dim), 1 + _cosh_distance_excess(m, beta, dim)
-    # kappa = (alpha theta - alpha_b)/(1 + theta), with alpha = 1 + excess
-    kappa = ((1 + excess) * theta - (1 + excess_b)) / (1 + theta)
-    return rho * h + rho * (kappa - 1 - excess) * m + (cosh + rho * kappa) * beta
+@kernel
+def _mean_backward(
+    grad_u: Tensor, h: Tensor, m: Tensor, xi: Tensor, log: Tensor, ratio: Tensor, decay: Tensor, by_m: Tensor
+) -> Tensor:
+    """[B, C]: gradient for m but for multiples of m."""
+    b = torch.addcmul(h, xi, m, value=-1)
+    grad_w = torch.addcmul(ratio * grad_u, decay * log, b)
+    return torch.addcmul(by_m * h, -xi * log, grad_w).sum(2)
 
 
-def _rescale_backward(
-    grad: Tensor, needs: tuple[bool, ...], h: Tensor, m: Tensor, beta: Tensor, scale: Tensor, dim: int
+@kernel
+def _input_backward(
+    grad_u: Tensor,
+    h: Tensor,
+    m: Tensor,
+    xi: Tensor,
+    log: Tensor,
+    ratio: Tensor,
+    decay: Tensor,
+    by_h: Tensor,
+    by_m: Tensor,
+    constant: Tensor,
+) -> Tensor:
+    b = torch.addcmul(h, xi, m, value=-1)
+    grad_w = torch.addcmul(ratio * grad_u, decay * log, b)
+    return torch.addcmul(torch.addcmul(torch.addcmul(constant, by_h, h), by_m, m), log, grad_w)
+
+
+def _batch_norm(
+    h: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    gain: Tensor,
+    center: Tensor,
+    c: Tensor,
+    limit: Tensor,
+    eps: float,
+    chart: Chart,
+    relu: bool,
+) -> tuple[Tensor, ...]:
+    """The result; the batch's sums [C + 1] and variance [C] (or those given); `xi` and `log`."""
+    if mean is None:
+        sums = _mean_sums(h)
+        mean = mean_of_sums(sums)
+    else:
+        sums = torch.cat([mean, time_excess(mean, 0)])
+    m = _channels(mean)
+    xi, log = _center(h, m, c)
+    if variance is None:
+        variance = _second_moment(h, m, xi, log).sum(0) / (h.shape[0] * h.shape[2])
+    else:
+        variance = variance.clone()  # outputs must not be inputs
+    ratio = _channels(gain * torch.rsqrt(variance + eps))
+    y = _recenter(h, m, xi, log, ratio, _channels(center), c, limit, chart)
+    return y.relu_() if relu else y, sums, variance, xi, log
+
+
+def _batch_norm_backward(
+    grads: tuple[Tensor | None, ...],
+    needs: tuple[bool, ...],
+    h: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    gain: Tensor,
+    center: Tensor,
+    c: Tensor,
+    limit: Tensor,
+    result: Tensor | None,
+    sums: Tensor,
+    batch_variance: Tensor,
+    xi: Tensor,
+    log: Tensor,
+    eps: float,
+    chart: Chart,
+    relu: bool,
 ) -> tuple[Tensor | None, ...]:
-    m, beta = broadcast_channels(m, h, dim), broadcast_channels(beta, h, dim)
-    excess = _cosh_distance_excess(h, m, dim)
-    rho, cosh = _sinh_ratio(scale, excess)
-    rho_cosh, cosh_cosh, rho_scale, cosh_scale = _sinh_ratio_derivatives(scale, excess)
-    excess_b, theta = _cosh_distance_excess(h, beta, dim), 1 + _cosh_distance_excess(m, beta, dim)
-    alpha = 1 + excess
-    kappa = (alpha * theta - 1 - excess_b) / (1 + theta)
-    gh = (grad * h).sum(dim, keepdim=True)
-    gm = (grad * m).sum(dim, keepdim=True)
-    gb = (grad * beta).sum(dim, keepdim=True)
-    grad_rho = gh + (kappa - alpha) * gm + kappa * gb
-    grad_kappa = rho * (gm + gb)
-    grad_alpha = grad_kappa * theta / (1 + theta) - rho * gm + grad_rho * rho_cosh + gb * cosh_cosh
-    h_m, m_h = _cosh_excess_backward(grad_alpha, h, m, dim)
-    h_b, b_h = _cosh_excess_backward(-grad_kappa / (1 + theta), h, beta, dim)
-    rest = other_dims(h, dim)
-    grad_theta = (grad_kappa * (alpha - kappa) / (1 + theta)).sum(rest, keepdim=True)
-    m_b, b_m = _cosh_excess_backward(grad_theta, m, beta, dim)
-    grad_h = rho * grad + h_m + h_b
-    grad_m = (rho * (kappa - alpha) * grad + m_h).sum(rest) + m_b.flatten()
-    grad_beta = ((cosh + rho * kappa) * grad + b_h).sum(rest) + b_m.flatten()
-    return grad_h, grad_m, grad_beta, (grad_rho * rho_scale + gb * cosh_scale).sum()
+    grad = grads[0]
+    assert grad is not None  # noqa: S101, the others do not pass gradients
+    if relu:
+        grad = torch.ops.aten.threshold_backward(grad, result, 0)
+    count = max(h.shape[0] * h.shape[2], 1)
+    used_mean, used_variance = mean, variance
+    again = torch.is_grad_enabled()  # a second derivative goes through these as well
+    if used_mean is None:
+        sums = _mean_sums(h) if again else sums
+        used_mean = mean_of_sums(sums)
+    m, beta = _channels(used_mean), _channels(center)
+    if again:
+        xi, log = _center(h, m, c)
+    if used_variance is None:
+        used_variance = _second_moment(h, m, xi, log).sum(0) / count if again else batch_variance
+    inverse = torch.rsqrt(used_variance + eps)
+    ratio = _channels(gain * inverse)
+    terms = h, m, xi, log, ratio
+
+    extra = needs[5] or needs[6]
+    products = _recenter_products(grad, *terms, beta)
+    *coefficients, by_beta, by_c, by_limit = _recenter_coefficients(
+        *products, (center * center).sum(), c, limit, chart, extra
+    )
+    grad_c, grad_limit = (by_c.sum(), by_limit.sum()) if extra else (None, None)
+    grad_u, along_w, grad_center = _standardised_backward(grad, *terms, beta, *coefficients)
+    along_w = along_w.sum(0)
+    grad_center = grad_center.sum(0) + by_beta.sum() * center
+    grad_variance = None
+    by_variance = -0.5 * gain * inverse**3 * along_w
+    if variance is not None:
+        grad_variance, by_variance = by_variance, torch.zeros_like(by_variance)
+
+    terms = *terms, _channels(2 / count * by_variance)
+    products = _center_products(grad_u, *terms)
+    square_m = (used_mean * used_mean).sum()
+    by_h, by_m, inverse_time, m_by_m, c_by_log = _center_coefficients(*products, xi, log, square_m, c)
+    if grad_c is not None:
+        grad_c = grad_c - 0.5 / c * c_by_log.sum()
+    grad_mean = None
+    constant = torch.zeros_like(m)
+    if needs[1] or mean is None:
+        grad_mean = _mean_backward(grad_u, *terms, by_m).sum(0) + m_by_m.sum() * used_mean
+        if mean is None:
+            to_points, to_excess = _normalise_backward(grad_mean, (True, True), sums[:-1], sums[-1:], 0)
+            by_h = by_h + to_excess / count * inverse_time
+            constant, grad_mean = _channels(to_points / count), None
+    grad_h = _input_backward(grad_u, *terms, by_h, by_m, constant)
+    return grad_h, grad_mean, grad_variance, inverse * along_w, grad_center, grad_c, grad_limit
 
 
-_rescale_op = differentiable(_rescale, _rescale_backward, tensors=4)
+_batch_norm_op = differentiable(_batch_norm, _batch_norm_backward, tensors=7, keep_outputs=True, auxiliary=4)
 
 
-# -- mean and normalisation, in the hyperboloid chart ----------------------------------------------------
+# -- both kinds of scale -------------------------------------------------------------------------------
 
 
 def batch_mean(h: Tensor, *, about: Mean, dim: int) -> tuple[Tensor, Tensor]:
@@ -307,7 +369,8 @@ def batch_mean(h: Tensor, *, about: Mean, dim: int) -> tuple[Tensor, Tensor]:
         points' coordinates and of their time part minus one, and for the Fréchet mean these of the mean itself.
     """
     if about == "midpoint":
-        sums = _sums_op(h, dim)
+        rest = other_dims(h, dim)
+        sums = torch.cat([h.mean(rest), time_excess(h, dim).mean().reshape(1)])
         return mean_of_sums(sums), sums
     points = h.movedim(dim, -1).reshape(-1, h.shape[dim])
     weights = h.new_full((), 1 / points.shape[0]).expand(points.shape[0], 1)
@@ -322,37 +385,43 @@ def mean_of_sums(sums: Tensor) -> Tensor:
 
 def normalise(
     h: Tensor,
-    mean: Tensor,
+    mean: Tensor | None,
     variance: Tensor | None,
     gain: Tensor | None,
     center: Tensor | None,
     *,
     c: Tensor,
+    limit: Tensor,
+    about: Mean,
     scale: Scale,
     eps: float,
     dim: int,
-) -> tuple[Tensor, Tensor]:
+    chart: Literal["tangent", "hyperboloid"] = "hyperboloid",
+    relu: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise points in the hyperboloid chart.
 
-    `mean` and `center` ``[C]`` are in that chart too; a `variance` of None is computed. Returns the points and the
-    variance.
+    `mean` and `center` ``[C]`` are in that chart too; a `mean` or `variance` of None is computed. `limit` bounds the
+    squared norm of the result, see `squared_limit`. Returns the points in `chart`, the sums that belong to the mean
+    (see `batch_mean`) and the variance.
     """
-    center = torch.zeros_like(mean) if center is None else center
     if scale == "scalar":
+        if mean is None:
+            mean, sums = batch_mean(h, about=about, dim=dim)
+        else:
+            sums = torch.cat([mean, time_excess(mean, 0)])
         if variance is None:
-            variance = _variance_op(h, mean, c, dim)
+            variance = variance_about(h, mean, c, dim)
         factor = torch.rsqrt(variance + eps)
-        return _rescale_op(h, mean, center, factor if gain is None else gain * factor, dim), variance
-    w = _center_op(h, mean, c, dim)
-    if gain is None:
-        gain = torch.ones_like(mean)
-    if variance is None:
-        with torch.no_grad():
-            variance = (w * w).mean(other_dims(w, dim))
-        u = _standardise_op(w, variance, gain, eps, dim)
-    else:
-        u = w * broadcast_channels(gain * torch.rsqrt(variance + eps), w, dim)
-    return _recenter_op(u, center, c, _SINH_LIMIT[u.dtype], dim), variance
+        factor = factor if gain is None else gain * factor
+        y = rescale(h, mean, torch.zeros_like(mean) if center is None else center, factor, dim)
+        return bound(y, c, limit, chart, dim=dim, relu=relu), sums, variance
+    if mean is None and about == "frechet":
+        mean, _ = batch_mean(h, about=about, dim=dim)
+    like = h.new_zeros(h.shape[dim])
+    gain, center = like + 1 if gain is None else gain, like if center is None else center
+    y, sums, variance, *_ = _batch_norm_op(as_pixels(h, dim), mean, variance, gain, center, c, limit, eps, chart, relu)
+    return y.view(h.shape), sums, variance
 
 
 def check_norm(about: str, scale: str) -> None:
@@ -446,12 +515,11 @@ def midpoint_batch_norm(
     if single:  # one point is a batch of one
         x, dim = x.unsqueeze(0), 1
     h = convert(x, in_chart, "hyperboloid", c=c, dim=dim)
-    if mean is None:
-        mean, _ = batch_mean(h, about=about, dim=dim)
-    else:
-        mean = convert(mean, "ball", "hyperboloid", c=c)
-    if center is not None:
-        center = convert(center, "ball", "hyperboloid", c=c)
-    y, _ = normalise(h, mean, variance, gain, center, c=c, scale=scale, eps=eps, dim=dim)
-    y = convert(y, "hyperboloid", out_chart, c=c, dim=dim, max_distance=max_distance)
+    mean, center = (None if p is None else convert(p, "ball", "hyperboloid", c=c) for p in (mean, center))
+    chart: Literal["tangent", "hyperboloid"] = "tangent" if out_chart == "tangent" else "hyperboloid"
+    y, *_ = normalise(
+        h, mean, variance, gain, center, c=c, limit=squared_limit(c, h, max_distance), about=about, scale=scale,
+        eps=eps, dim=dim, chart=chart,
+    )  # fmt: skip
+    y = convert(y, chart, out_chart, c=c, dim=dim)
     return y.squeeze(0) if single else y

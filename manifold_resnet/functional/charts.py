@@ -23,6 +23,7 @@ from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
+from manifold_resnet.functional._backend import kernel
 from manifold_resnet.functional._checks import (
     Chart,
     check_chart,
@@ -34,9 +35,12 @@ from manifold_resnet.functional._checks import (
 #: Layers keep their outputs within this distance from the origin, in units of the curvature radius 1/sqrt(c).
 DEFAULT_MAX_DISTANCE = 6.0
 
-# sinh and the sum of its squares stay finite up to here, in units of 1/sqrt(c)
-_SINH_LIMIT = {torch.float32: 40.0, torch.float64: 300.0}
 _GEOOPT_EPS = {torch.float32: 4e-3, torch.float64: 1e-5}  # geoopt.manifolds.stereographic.math.project
+
+
+def sinh_limit(dtype: torch.dtype) -> float:
+    """Sinh and the sum of its squares stay finite up to here; a distance in units of 1/sqrt(c)."""
+    return 40.0 if dtype == torch.float32 else 300.0
 
 
 def _factor(s: Tensor, c: Tensor, src: Chart, dst: Chart) -> Tensor:
@@ -109,6 +113,18 @@ def _squared_bound(c: Tensor, chart: Chart, distance: float, cap: float) -> Tens
     return _radius(_bound(c, distance, cap)[0], c, chart).square()
 
 
+def squared_limit(c: Tensor | float, like: Tensor, max_distance: float | None, summands: int = 1) -> Tensor:
+    """Square of the norm in the hyperboloid chart at `max_distance` from the origin, 0-d.
+
+    Never farther than where the Möbius sum of so many points stays finite.
+    """
+    c = curvature(c, like)
+    cap = sinh_limit(like.dtype) / summands
+    if max_distance is None:
+        max_distance, cap = math.inf, DEFAULT_MAX_DISTANCE
+    return _even.sinh(_bound(c, max_distance, cap)[0]).square()
+
+
 def _scale(
     s: Tensor, c: Tensor, src: Chart, dst: Chart, distance: float, cap: float
 ) -> tuple[Tensor, Tensor | float | None, Tensor]:
@@ -166,7 +182,7 @@ def _cap(src: Chart, dst: Chart, dtype: torch.dtype) -> float:
     if src == "ball":  # a point on or outside the boundary counts as just inside it
         cap = 2 * math.atanh(1 - 2 * torch.finfo(dtype).eps)
     if dst == "hyperboloid" != src:
-        cap = min(cap, _SINH_LIMIT[dtype])
+        cap = min(cap, sinh_limit(dtype))
     if dst == "ball":
         cap = min(cap, 2 * math.atanh(1 - _GEOOPT_EPS[dtype]))
     return cap
@@ -226,10 +242,102 @@ def convert(
     if max_distance is None:
         max_distance, cap = math.inf, min(cap, DEFAULT_MAX_DISTANCE)
     elif not math.isinf(max_distance):
-        cap = min(cap, _SINH_LIMIT[x.dtype])
+        cap = min(cap, sinh_limit(x.dtype))
     if src == dst and math.isinf(max_distance) and math.isinf(cap):
         return x.relu() if relu else x
     return _radial_op(x, c, src, dst, float(max_distance), cap, dim, relu)
+
+
+def sinh_factor(s: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """The factor from tangent vectors of squared norm s to the hyperboloid chart, within sinh's range; that range."""
+    end = (0.5 * sinh_limit(s.dtype)) ** 2 / c
+    return _factor(torch.minimum(s, end), c, "tangent", "hyperboloid") * (s / end).clamp(min=1).rsqrt(), end
+
+
+def sinh_factor_derivatives(
+    s: Tensor, end: Tensor, factor: Tensor, c: Tensor, by_c: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Derivatives of `sinh_factor` with respect to s and, on request, c."""
+    outside = _even.above(s, end)
+    f_s, f_c = _factor_derivatives(torch.minimum(s, end), c, "tangent", "hyperboloid", by_c)
+    # outside, it is a radius over the norm, whatever c is
+    return _even.select(outside, -0.5 * factor / torch.maximum(s, end), f_s), None if f_c is None else (
+        1 - outside
+    ) * f_c
+
+
+def bounded_factor(s: Tensor, c: Tensor, limit: Tensor, dst: Chart) -> tuple[Tensor, Tensor]:
+    """The factor that bounds points of squared norm s in the hyperboloid chart and converts them; min(s, limit)."""
+    inside = torch.minimum(s, limit)
+    shrink = (s / limit).clamp(min=1).rsqrt()
+    return shrink if dst == "hyperboloid" else _factor(inside, c, "hyperboloid", dst) * shrink, inside
+
+
+def bounded_factor_derivatives(
+    s: Tensor, inside: Tensor, factor: Tensor, c: Tensor, limit: Tensor, dst: Chart, extra: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Derivatives of `bounded_factor` with respect to s and, with `extra`, c and limit."""
+    outside = _even.above(s, limit)
+    f_s, f_c = _factor_derivatives(inside, c, "hyperboloid", dst, extra)
+    # outside, the factor is the radius over the norm: no radial gradient
+    by_s = _even.select(outside, -0.5 * factor / torch.maximum(s, limit), f_s)
+    if f_c is None:
+        return by_s, None, None
+    shrink = (s / limit).clamp(min=1).rsqrt()
+    return by_s, f_c * shrink, outside * (f_s * shrink + 0.5 * factor / limit)
+
+
+@kernel(materialise=True)
+def _bounded(h: Tensor, c: Tensor, limit: Tensor, dst: Chart) -> Tensor:
+    return bounded_factor((h * h).sum(1, keepdim=True), c, limit, dst)[0] * h
+
+
+@kernel(materialise=True)
+def _bounded_gradients(
+    grad: Tensor, h: Tensor, c: Tensor, limit: Tensor, dst: Chart, extra: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    s, along = (h * h).sum(1, keepdim=True), (grad * h).sum(1, keepdim=True)
+    factor, inside = bounded_factor(s, c, limit, dst)
+    f_s, f_c, f_limit = bounded_factor_derivatives(s, inside, factor, c, limit, dst, extra)
+    grad_h = torch.addcmul(grad * factor, h, 2 * f_s * along)
+    if f_c is None or f_limit is None:
+        return grad_h, None, None
+    return grad_h, (f_c * along).sum(2), (f_limit * along).sum(2)
+
+
+def _bound_points(h: Tensor, c: Tensor, limit: Tensor, dst: Chart, relu: bool) -> Tensor:
+    y = _bounded(h, c, limit, dst)
+    return y.relu_() if relu else y
+
+
+def _bound_points_backward(
+    grad: Tensor,
+    needs: tuple[bool, ...],
+    h: Tensor,
+    c: Tensor,
+    limit: Tensor,
+    dst: Chart,
+    relu: bool,
+) -> tuple[Tensor | None, ...]:
+    if relu:
+        grad = torch.ops.aten.threshold_backward(grad, h, 0)
+    extra = needs[1] or needs[2]
+    grad_h, by_c, by_limit = _bounded_gradients(grad, h, c, limit, dst, extra)
+    return grad_h, None if by_c is None else by_c.sum(), None if by_limit is None else by_limit.sum()
+
+
+_bound_points_op = differentiable(_bound_points, _bound_points_backward, tensors=3)
+
+
+def as_pixels(x: Tensor, dim: int) -> Tensor:
+    """View a tensor as ``[B, C, N]`` with the channels of `dim`."""
+    dim = dim % x.ndim
+    return x.reshape(math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :]))
+
+
+def bound(h: Tensor, c: Tensor, limit: Tensor, dst: Chart, *, dim: int, relu: bool = False) -> Tensor:
+    """Bound points in the hyperboloid chart by `limit`, a `squared_limit`, and express them in another."""
+    return _bound_points_op(as_pixels(h, dim), c, limit, dst, relu).view(h.shape)
 
 
 def ball_to_hyperboloid(x: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:

@@ -15,13 +15,15 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from scipy.special import beta
 from torch import Tensor
 
+from manifold_resnet.functional._autograd import differentiable
+from manifold_resnet.functional._backend import kernel
 from manifold_resnet.functional._checks import (
     Chart,
     check_chart,
@@ -29,16 +31,17 @@ from manifold_resnet.functional._checks import (
     curvature,
     full_precision,
 )
-from manifold_resnet.functional.charts import convert
-from manifold_resnet.functional.linear import (
-    _hyperplanes_op,
-    check_offsets,
-    check_same_dtype,
-    squared_norm,
-    unit_normals,
-)
+from manifold_resnet.functional._hyperplanes import hyperplane_points
+from manifold_resnet.functional.charts import convert, squared_limit
+from manifold_resnet.functional.linear import check_offsets, check_same_dtype, unit_normals
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # strides, paddings, dilations
+
+
+def _low_precision(v: Tensor) -> torch.dtype:
+    """What autocast wants convolutions to run in."""
+    return torch.get_autocast_dtype(v.device.type) if torch.is_autocast_enabled(v.device.type) else v.dtype
 
 
 @torch.compiler.assume_constant_result
@@ -87,33 +90,95 @@ def _paddings(
     return [(p, p) for p in _per_dim(padding, len(kernel), "padding", 0)]
 
 
-def _box_sum(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """Sum of each window, one dimension after the other."""
-    for i, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
-        dim = 2 + i
-        size = (x.shape[dim] - d * (k - 1) - 1) // s + 1
-        windows = [x.narrow(dim, j * d, (size - 1) * s + 1) for j in range(k)]
-        if s > 1:
-            index = (slice(None),) * dim + (slice(None, None, s),)
-            windows = [w[index] for w in windows]
-        x = sum(windows[1:], windows[0])
+def _windows(size: int, k: int, s: int, d: int) -> Iterator[slice]:
+    """For each pixel of a kernel, where in a padded dimension its windows look."""
+    count = (size - d * (k - 1) - 1) // s + 1
+    return (slice(j * d, j * d + (count - 1) * s + 1, s) for j in range(k))
+
+
+def _box_sum(x: Tensor, kernel: Sequence[int], geometry: _Geometry) -> Tensor:
+    """Sum over each window."""
+    strides, paddings, dilations = geometry
+    if any(paddings):
+        x = F.pad(x, [p for p in reversed(paddings) for _ in range(2)])
+    for i, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True)):
+        dims = (slice(None),) * (2 + i)
+        terms = [x[(*dims, window)] for window in _windows(x.shape[2 + i], k, s, d)]
+        x = sum(terms[1:], terms[0])
     return x
 
 
-def poincare_conv(
+def _box_sum_adjoint(x: Tensor, size: Sequence[int], kernel: Sequence[int], geometry: _Geometry) -> Tensor:
+    """From the windows back to an image of `size`: each pixel gets the sum over the windows it is in."""
+    for i, (n, k, s, p, d) in enumerate(zip(size, kernel, *geometry, strict=True)):
+        dims = (slice(None),) * (2 + i)
+        shape = list(x.shape)
+        shape[2 + i] = n + 2 * p
+        spread = x.new_zeros(shape)
+        for window in _windows(n + 2 * p, k, s, d):
+            spread[(*dims, window)] += x
+        x = spread.narrow(2 + i, p, n)
+    return x
+
+
+@kernel
+def _square(v: Tensor) -> Tensor:
+    return (v * v).sum(1, keepdim=True)
+
+
+def _inner(v: Tensor, weight: Tensor, factor: float, geometry: _Geometry, low: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Inner products with the kernels, and the patches' squared norms times `factor`."""
+    square = _square(v.flatten(2)).view(v.shape[0], 1, *v.shape[2:])
+    inner = _CONV[v.ndim - 2](v.to(low), weight.to(low), None, *geometry)
+    return inner, factor * _box_sum(square, weight.shape[2:], geometry)
+
+
+def _inner_backward(
+    grads: tuple[Tensor | None, Tensor | None],
+    needs: tuple[bool, ...],
+    v: Tensor,
+    weight: Tensor,
+    factor: float,
+    geometry: _Geometry,
+    low: torch.dtype,
+) -> tuple[Tensor | None, Tensor | None]:
+    grad, grad_square = grads
+    grad_v = grad_weight = None
+    if grad is not None and (needs[0] or needs[1]):
+        strides, paddings, dilations = geometry
+        spatial = len(strides)
+        grad_v, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad, v.to(low), weight.to(low), None, strides, paddings, dilations, False, [0] * spatial, 1,
+            [needs[0], needs[1], False],
+        )  # fmt: skip
+        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        grad_v = None if grad_v is None else grad_v.to(v.dtype)
+    if needs[0] and grad_square is not None:
+        along = 2 * factor * _box_sum_adjoint(grad_square, v.shape[2:], weight.shape[2:], geometry)
+        if grad_v is None:
+            grad_v = along * v
+        else:
+            grad_v = grad_v.addcmul(along, v) if torch.is_grad_enabled() else grad_v.addcmul_(along, v)
+    return grad_v, grad_weight
+
+
+_inner_op = differentiable(_inner, _inner_backward, tensors=2)
+
+
+def convolve(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | str | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
+    bias: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | str | Sequence[int],
+    dilation: int | Sequence[int],
     *,
     c: Tensor | float,
-    in_chart: Chart = "ball",
-    out_chart: Chart = "ball",
-    max_distance: float | None = math.inf,
+    in_chart: Chart,
+    max_distance: float | None,
+    summands: int = 1,
 ) -> Tensor:
-    r"""Poincaré convolution over as many spatial dimensions (1 to 3) as `weight` has. See `poincare_conv2d`."""
+    """`poincare_conv` in the hyperboloid chart; for `summands` see `squared_limit`."""
     spatial = weight.ndim - 2
     if spatial not in _CONV:
         raise ValueError(
@@ -125,8 +190,6 @@ def poincare_conv(
             f"{tuple(weight.shape)}, got {tuple(x.shape)}"
         )
     check_offsets(bias, weight.shape[0])
-    check_chart(out_chart, "out_chart")
-    check_max_distance(max_distance)
     kernel = tuple(weight.shape[2:])
     strides = _per_dim(stride, spatial, "stride", 1)
     dilations = _per_dim(dilation, spatial, "dilation", 1)
@@ -143,18 +206,37 @@ def poincare_conv(
     weight = full_precision(weight, "weight")
     check_same_dtype(x, weight)
     v = convert(x, in_chart, "tangent", c=c, dim=1)
-    square = squared_norm(v, 1)
-    sides = [side for pair in reversed(paddings) for side in pair]
-    symmetric = all(p == q for p, q in paddings)
-    if not symmetric:
-        v = F.pad(v, sides)
+    if any(p != q for p, q in paddings):
+        v = F.pad(v, [side for pair in reversed(paddings) for side in pair])
+        paddings = [(0, 0)] * spatial
 
     s = beta_ratio(weight.shape[1], math.prod(kernel))
     normals, norm = unit_normals(weight)
-    inner = _CONV[spatial](v, s * normals, None, strides, [p for p, _ in paddings] if symmetric else 0, dilations)
-    square = s * s * _box_sum(F.pad(square, sides) if any(sides) else square, kernel, strides, dilations)
-    h = _hyperplanes_op(full_precision(inner), square, norm, bias, c, 1, True)
-    return convert(h, "hyperboloid", out_chart, c=c, dim=1, max_distance=max_distance)
+    geometry = (strides, tuple(p for p, _ in paddings), dilations)
+    inner, square = _inner_op(v, s * normals, s * s, geometry, _low_precision(v))
+    shape = inner.shape
+    limit = squared_limit(c, v, max_distance, summands)
+    return hyperplane_points(inner.flatten(2), square.flatten(2), norm, bias, c, limit).view(shape)
+
+
+def poincare_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    *,
+    c: Tensor | float,
+    in_chart: Chart = "ball",
+    out_chart: Chart = "ball",
+    max_distance: float | None = math.inf,
+) -> Tensor:
+    r"""Poincaré convolution over as many spatial dimensions (1 to 3) as `weight` has. See `poincare_conv2d`."""
+    check_chart(out_chart, "out_chart")
+    check_max_distance(max_distance)
+    h = convolve(x, weight, bias, stride, padding, dilation, c=c, in_chart=in_chart, max_distance=max_distance)
+    return convert(h, "hyperboloid", out_chart, c=c, dim=1)
 
 
 def poincare_conv2d(

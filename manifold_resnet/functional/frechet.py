@@ -89,7 +89,7 @@ def _mean_backward(
     return grad_h, k * along
 
 
-_mean_op = differentiable(_mean, _mean_backward, tensors=2, keep_output=True)
+_mean_op = differentiable(_mean, _mean_backward, tensors=2, keep_outputs=True)
 
 
 def hyperboloid_frechet_mean(h: Tensor, weights: Tensor, tolerance: float, max_iter: int) -> Tensor:

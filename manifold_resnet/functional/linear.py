@@ -25,105 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
 from manifold_resnet.functional._checks import (
     Chart,
-    broadcast_channels,
     check_chart,
     check_max_distance,
     curvature,
     full_precision,
-    other_dims,
-    sum_over,
     without_autocast,
 )
-from manifold_resnet.functional.charts import _SINH_LIMIT, convert
-
-
-def _terms(
-    inner: Tensor, square: Tensor, offset: Tensor | None, c: Tensor, dim: int
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor]:
-    """(2t)^2, sqrt(c) sinh(2t)/t, cosh(2t), cosh and sinh of 2 sqrt(c) r, and q."""
-    x = 4 * c * square
-    f = _even.sinhc(x)
-    e = 2 * c.sqrt() * f
-    if offset is None:
-        return x, e, None, None, None, inner * e
-    cosh = torch.sqrt(1 + x * f * f)
-    # a hyperplane beyond sinh's range is out of every point's reach, and its cosh would overflow
-    limit = 0.5 * _SINH_LIMIT[inner.dtype]
-    r = (2 * c.sqrt() * broadcast_channels(offset, inner, dim)).clamp(-limit, limit)
-    cosh_r, sinh_r = torch.cosh(r), _even.sinh(r)
-    return x, e, cosh, cosh_r, sinh_r, torch.addcmul(inner * (e * cosh_r), cosh, sinh_r, value=-1)
-
-
-def _hyperplanes(
-    inner: Tensor, square: Tensor, norm: Tensor, offset: Tensor | None, c: Tensor, dim: int, as_point: bool
-) -> Tensor:
-    *_, q = _terms(inner, square, offset, c, dim)
-    y = 2 * broadcast_channels(norm, inner, dim) * _even.asinh(q)
-    if not as_point:
-        return y * c.rsqrt()
-    limit = _SINH_LIMIT[y.dtype]
-    return _even.sinh(y.clamp(-limit, limit))
-
-
-def _hyperplanes_backward(
-    grad: Tensor,
-    needs: tuple[bool, ...],
-    inner: Tensor,
-    square: Tensor,
-    norm: Tensor,
-    offset: Tensor | None,
-    c: Tensor,
-    result: Tensor,
-    dim: int,
-    as_point: bool,
-) -> tuple[Tensor | None, ...]:
-    rest = other_dims(inner, dim)
-    x, e, cosh, cosh_r, sinh_r, q = _terms(inner, square, offset, c, dim)
-    two_norm = 2 * broadcast_channels(norm, inner, dim)
-    asinh_q = _even.asinh(q)
-    if as_point:
-        limit = math.sinh(_SINH_LIMIT[grad.dtype]) * (1 - 1e-5)
-        grad_y = torch.ops.aten.hardtanh_backward(grad * torch.sqrt(1 + result * result), result, -limit, limit)
-    else:
-        grad_y = grad * c.rsqrt()
-    grad_q = grad_y * two_norm * torch.rsqrt(1 + q * q)
-    grad_norm = 2 * sum_over(grad_y * asinh_q, rest) if needs[2] else None
-
-    grad_offset = grad_cosh = None
-    if offset is None or cosh is None or cosh_r is None or sinh_r is None:
-        grad_inner = grad_q * e
-        grad_e = (grad_q * inner).sum(dim, keepdim=True)
-    else:
-        scaled = grad_q * cosh_r
-        grad_inner = scaled * e
-        grad_e = (scaled * inner).sum(dim, keepdim=True)
-        grad_cosh = -(grad_q * sinh_r).sum(dim, keepdim=True)
-        if needs[3] or needs[4]:
-            along_cosh, along_sinh = sum_over(grad_inner * inner, rest), sum_over(grad_q * cosh, rest)
-            tanh_r = (sinh_r / cosh_r).flatten()
-            reach = (2 * c.sqrt() * offset).abs() < 0.5 * _SINH_LIMIT[grad.dtype]
-            grad_offset = 2 * c.sqrt() * reach * (along_cosh * tanh_r - along_sinh * cosh_r.flatten())
-    # e = 2 sqrt(c) sinhc(x), cosh = cosh(sqrt(x)), x = 4 c |v|^2
-    grad_x = 2 * c.sqrt() * grad_e * _even.sinhc_derivative(x)
-    if grad_cosh is not None:
-        grad_x = grad_x + 0.25 * c.rsqrt() * grad_cosh * e
-    grad_square = 4 * c * grad_x
-
-    grad_c = None
-    if needs[4]:
-        grad_c = (4 * grad_x * square).sum() + (grad_e * e).sum() * 0.5 / c
-        if grad_offset is not None and offset is not None:
-            grad_c = grad_c + (grad_offset * offset).sum() * 0.5 / c
-        if not as_point:
-            grad_c = grad_c - (grad * result).sum() * 0.5 / c
-    return grad_inner, grad_square, grad_norm, grad_offset, grad_c
-
-
-_hyperplanes_op = differentiable(_hyperplanes, _hyperplanes_backward, tensors=5, keep_output=True)
+from manifold_resnet.functional._hyperplanes import hyperplane_distances, hyperplane_points
+from manifold_resnet.functional.charts import convert, squared_limit
 
 
 def _squared_norm(v: Tensor, dim: int) -> Tensor:
@@ -159,9 +71,10 @@ def check_offsets(bias: Tensor | None, outputs: int) -> None:
         raise ValueError(f"bias must hold one offset per hyperplane, shape ({outputs},), got {tuple(bias.shape)}")
 
 
-def _linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, c: Tensor | float, in_chart: Chart, as_point: bool
-) -> Tensor:
+def _products(
+    x: Tensor, weight: Tensor, bias: Tensor | None, c: Tensor | float, in_chart: Chart
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    """What `hyperplane_distances` takes, for each point as an image of one pixel."""
     if weight.ndim != 2:
         raise ValueError(f"weight must have shape (outputs, features), got {tuple(weight.shape)}")
     if x.shape[-1:] != weight.shape[1:]:
@@ -178,7 +91,23 @@ def _linear(
     normals, norm = unit_normals(weight)
     with without_autocast(v):  # so small a product is not worth the loss of digits
         inner = F.linear(v, normals)
-    return _hyperplanes_op(inner, squared_norm(v, -1), norm, bias, c, -1, as_point)
+    return inner.reshape(-1, inner.shape[-1], 1), squared_norm(v, -1).reshape(-1, 1, 1), norm, bias, c
+
+
+def transform(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    c: Tensor | float,
+    in_chart: Chart,
+    max_distance: float | None,
+    summands: int = 1,
+) -> Tensor:
+    """`poincare_linear` in the hyperboloid chart; for `summands` see `squared_limit`."""
+    products = _products(x, weight, bias, c, in_chart)
+    limit = squared_limit(c, products[0], max_distance, summands)
+    return hyperplane_points(*products, limit).view(*x.shape[:-1], weight.shape[0])
 
 
 def poincare_mlr(
@@ -213,7 +142,7 @@ def poincare_mlr(
     -----
     [1]_, sec. 3.1.
     """
-    return _linear(x, weight, bias, c, in_chart, as_point=False)
+    return hyperplane_distances(*_products(x, weight, bias, c, in_chart)).view(*x.shape[:-1], weight.shape[0])
 
 
 def poincare_linear(
@@ -259,5 +188,5 @@ def poincare_linear(
     """
     check_chart(out_chart, "out_chart")
     check_max_distance(max_distance)
-    h = _linear(x, weight, bias, c, in_chart, as_point=True)
-    return convert(h, "hyperboloid", out_chart, c=c, max_distance=max_distance)
+    h = transform(x, weight, bias, c=c, in_chart=in_chart, max_distance=max_distance)
+    return convert(h, "hyperboloid", out_chart, c=c)

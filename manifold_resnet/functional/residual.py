@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from manifold_resnet.functional._autograd import differentiable
+from manifold_resnet.functional._backend import kernel
 from manifold_resnet.functional._checks import (
     Chart,
     check_chart,
@@ -21,27 +22,189 @@ from manifold_resnet.functional._checks import (
     curvature,
     full_precision,
 )
-from manifold_resnet.functional.charts import convert
+from manifold_resnet.functional.charts import (
+    as_pixels,
+    bounded_factor,
+    bounded_factor_derivatives,
+    convert,
+    sinh_factor,
+    sinh_factor_derivatives,
+    squared_limit,
+)
+
+Order = Literal["fr", "rf"]
+
+# Tensors are [B, C, N], x and y points in the hyperboloid chart; x (+) y = along x + y with a factor per pixel. The
+# shortcut may come as tangent vectors, times exp in the hyperboloid chart.
 
 
-def _add(x: Tensor, y: Tensor, dim: int) -> Tensor:
-    time_x = torch.sqrt(1 + (x * x).sum(dim, keepdim=True))
-    time_y = torch.sqrt(1 + (y * y).sum(dim, keepdim=True))
-    return y + (time_y + (x * y).sum(dim, keepdim=True) / (1 + time_x)) * x
+def _factors(
+    s_x: Tensor, s_r: Tensor, inner: Tensor, c: Tensor, order: Order, chart: Chart
+) -> tuple[Tensor, Tensor, Tensor]:
+    """exp, and what x and the shortcut are multiplied by, from squared norms and the inner product."""
+    exp = sinh_factor(s_r, c)[0] if chart == "tangent" else torch.ones_like(s_r)
+    time_x, time_r = torch.sqrt(1 + s_x), torch.sqrt(1 + exp * exp * s_r)
+    if order == "fr":
+        return exp, time_r + exp * inner / (1 + time_x), exp
+    return exp, torch.ones_like(exp), exp * (time_x + exp * inner / (1 + time_r))
 
 
-def _add_backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, y: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    time_x = torch.sqrt(1 + (x * x).sum(dim, keepdim=True))
-    time_y = torch.sqrt(1 + (y * y).sum(dim, keepdim=True))
-    p = (x * y).sum(dim, keepdim=True) / (1 + time_x)
-    along = (grad * x).sum(dim, keepdim=True)
-    shared = along / (1 + time_x)
-    grad_x = (grad * (time_y + p)).addcmul(y, shared).addcmul(x, -shared * p / time_x)
-    grad_y = grad.addcmul(y, along / time_y).addcmul(x, shared)
-    return grad_x, grad_y
+@kernel(materialise=True)
+def _sum(
+    x: Tensor,
+    shortcut: Tensor,
+    c: Tensor,
+    limit: Tensor,
+    order: Order,
+    shortcut_chart: Chart,
+    chart: Chart,
+) -> Tensor:
+    products = ((a * b).sum(1, keepdim=True) for a, b in ((x, x), (shortcut, shortcut), (x, shortcut)))
+    _, by_x, by_r = _factors(*products, c, order, shortcut_chart)
+    z = torch.addcmul(by_x * x, by_r, shortcut)
+    return bounded_factor((z * z).sum(1, keepdim=True), c, limit, chart)[0] * z
 
 
-hyperboloid_add = differentiable(_add, _add_backward, tensors=2)
+@kernel
+def _sum_products(grad: Tensor, x: Tensor, shortcut: Tensor) -> tuple[Tensor, ...]:
+    """Inner products per pixel: <x, x>, <r, r>, <x, r>, <grad, x>, <grad, r>."""
+    pairs = (x, x), (shortcut, shortcut), (x, shortcut), (grad, x), (grad, shortcut)
+    return tuple((a * b).sum(1, keepdim=True) for a, b in pairs)
+
+
+@kernel
+def _sum_coefficients(
+    s_x: Tensor,
+    s_r: Tensor,
+    inner: Tensor,
+    grad_x: Tensor,
+    grad_r: Tensor,
+    c: Tensor,
+    limit: Tensor,
+    order: Order,
+    shortcut_chart: Chart,
+    chart: Chart,
+    extra: bool,
+) -> tuple[Tensor | None, ...]:
+    """Gradients for x and shortcut: coefficients of grad, x and shortcut in each; [B, 1] for c and the bound."""
+    exp, by_x, by_r = _factors(s_x, s_r, inner, c, order, shortcut_chart)
+    # what is lost here to cancellation is lost near zero, where out does not depend on it
+    s_z = (by_x * by_x * s_x + 2 * by_x * by_r * inner + by_r * by_r * s_r).clamp(min=0)
+    out, inside = bounded_factor(s_z, c, limit, chart)
+    out_s, out_c, out_limit = bounded_factor_derivatives(s_z, inside, out, c, limit, chart, extra)
+    grad_z = by_x * grad_x + by_r * grad_r  # <grad, z>
+    k = 2 * out_s * grad_z
+    # the gradient for z is out grad + k z; gradients for the two factors
+    to_x = out * grad_x + k * (by_x * s_x + by_r * inner)
+    to_r = out * grad_r + k * (by_x * inner + by_r * s_r)
+    time_x, time_r = torch.sqrt(1 + s_x), torch.sqrt(1 + exp * exp * s_r)
+    if order == "fr":  # by_x = time_r + exp inner/(1 + time_x), by_r = exp
+        to_inner = to_x * exp / (1 + time_x)
+        to_s_x = -0.5 * to_inner * inner / ((1 + time_x) * time_x)
+        to_exp = to_r + to_x * (inner / (1 + time_x) + exp * s_r / time_r)
+        to_s_r = 0.5 * to_x * exp * exp / time_r
+    else:  # by_x = 1, by_r = exp (time_x + exp inner/(1 + time_r))
+        to_inner = to_r * exp * exp / (1 + time_r)
+        to_time_r = -to_inner * inner / (1 + time_r)
+        to_s_x = 0.5 * to_r * exp / time_x
+        to_exp = to_r * (time_x + 2 * exp * inner / (1 + time_r)) + to_time_r * exp * s_r / time_r
+        to_s_r = 0.5 * to_time_r * exp * exp / time_r
+    exp_c = None
+    if shortcut_chart == "tangent":
+        exp_s, exp_c = sinh_factor_derivatives(s_r, sinh_factor(s_r, c)[1], exp, c, extra)
+        to_s_r = to_s_r + to_exp * exp_s
+    grad_c = grad_limit = None
+    if out_c is not None and out_limit is not None:
+        by_c = out_c * grad_z if exp_c is None else out_c * grad_z + to_exp * exp_c
+        grad_c, grad_limit = by_c.sum(2), (out_limit * grad_z).sum(2)
+    mixed = k * by_x * by_r + to_inner
+    return (
+        out * by_x,
+        k * by_x * by_x + 2 * to_s_x,
+        mixed,
+        out * by_r,
+        k * by_r * by_r + 2 * to_s_r,
+        grad_c,
+        grad_limit,
+    )
+
+
+@kernel
+def _sum_gradients(
+    grad: Tensor,
+    x: Tensor,
+    shortcut: Tensor,
+    x_by_grad: Tensor,
+    x_by_x: Tensor,
+    mixed: Tensor,
+    r_by_grad: Tensor,
+    r_by_r: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return (
+        torch.addcmul(torch.addcmul(x_by_grad * grad, x_by_x, x), mixed, shortcut),
+        torch.addcmul(torch.addcmul(r_by_grad * grad, mixed, x), r_by_r, shortcut),
+    )
+
+
+def _residual(
+    x: Tensor,
+    shortcut: Tensor,
+    c: Tensor,
+    limit: Tensor,
+    order: Order,
+    shortcut_chart: Chart,
+    chart: Chart,
+    relu: bool,
+) -> Tensor:
+    z = _sum(x, shortcut, c, limit, order, shortcut_chart, chart)
+    return z.relu_() if relu else z
+
+
+def _residual_backward(
+    grad: Tensor,
+    needs: tuple[bool, ...],
+    x: Tensor,
+    shortcut: Tensor,
+    c: Tensor,
+    limit: Tensor,
+    result: Tensor,
+    order: Order,
+    shortcut_chart: Chart,
+    chart: Chart,
+    relu: bool,
+) -> tuple[Tensor | None, ...]:
+    if relu:
+        grad = torch.ops.aten.threshold_backward(grad, result, 0)
+    extra = needs[2] or needs[3]
+    products = _sum_products(grad, x, shortcut)
+    *coefficients, by_c, by_limit = _sum_coefficients(*products, c, limit, order, shortcut_chart, chart, extra)
+    return (
+        *_sum_gradients(grad, x, shortcut, *coefficients),
+        None if by_c is None else by_c.sum(),
+        None if by_limit is None else by_limit.sum(),
+    )
+
+
+_residual_op = differentiable(_residual, _residual_backward, tensors=4, keep_outputs=True)
+
+
+def residual_sum(
+    x: Tensor,
+    shortcut: Tensor,
+    *,
+    c: Tensor,
+    limit: Tensor,
+    dim: int,
+    order: Order,
+    shortcut_chart: Chart,
+    chart: Literal["tangent", "hyperboloid"],
+    relu: bool = False,
+) -> Tensor:
+    """Möbius sum, bounded by `limit` (see `squared_limit`), of `x` in the hyperboloid chart and a shortcut in any."""
+    if shortcut_chart == "ball":
+        shortcut, shortcut_chart = convert(shortcut, "ball", "hyperboloid", c=c, dim=dim), "hyperboloid"
+    flat = as_pixels(x, dim), as_pixels(shortcut, dim)
+    return _residual_op(*flat, c, limit, order, shortcut_chart, chart, relu).view(x.shape)
 
 
 def mobius_residual(
@@ -50,7 +213,7 @@ def mobius_residual(
     *,
     c: Tensor | float,
     dim: int = 1,
-    order: Literal["fr", "rf"] = "fr",
+    order: Order = "fr",
     in_chart: Chart = "ball",
     shortcut_chart: Chart = "ball",
     out_chart: Chart = "ball",
@@ -96,12 +259,15 @@ def mobius_residual(
         raise ValueError(f"order must be 'fr' (f(x) (+) shortcut) or 'rf' (shortcut (+) f(x)), got {order!r}")
     if relu and out_chart != "tangent":
         raise ValueError(f"relu=True acts on tangent vectors and needs out_chart='tangent', got {out_chart!r}")
+    check_chart(shortcut_chart, "shortcut_chart")
     check_chart(out_chart, "out_chart")
     check_max_distance(max_distance)
     x, shortcut = full_precision(x), full_precision(shortcut, "shortcut")
     c = curvature(c, x)
     x = convert(x, in_chart, "hyperboloid", c=c, dim=dim)
-    shortcut = convert(shortcut, shortcut_chart, "hyperboloid", c=c, dim=dim)
-    pair = (x, shortcut) if order == "fr" else (shortcut, x)
-    h = hyperboloid_add(*pair, dim)
-    return convert(h, "hyperboloid", out_chart, c=c, dim=dim, max_distance=max_distance, relu=relu)
+    chart: Literal["tangent", "hyperboloid"] = "tangent" if out_chart == "tangent" else "hyperboloid"
+    z = residual_sum(
+        x, shortcut, c=c, limit=squared_limit(c, x, max_distance), dim=dim, order=order,
+        shortcut_chart=shortcut_chart, chart=chart, relu=relu,
+    )  # fmt: skip
+    return convert(z, chart, out_chart, c=c, dim=dim)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from manifold_resnet.functional import DEFAULT_MAX_DISTANCE, convert
-from manifold_resnet.functional._checks import Chart, check_max_distance, curvature
-from manifold_resnet.functional.charts import _SINH_LIMIT, _cap, _radial_op
+from manifold_resnet.functional._checks import Chart, check_max_distance
+from manifold_resnet.functional.charts import squared_limit
 
 
 def check_ball(ball: geoopt.PoincareBall) -> None:
@@ -120,16 +120,15 @@ class BoundedModule(PoincareModule):
         self.max_distance = max_distance
         self._counts: list[tuple[Tensor, int]] | None = None  # filled while a ClippingMonitor watches
 
-    def _bounded(self, h: Tensor, chart: Chart, relu: bool = False) -> Tensor:
-        """Points in the hyperboloid chart, bounded, in another chart."""
+    def _limit(self, like: Tensor) -> Tensor:
+        """The bound as a squared norm in the hyperboloid chart, 0-d."""
+        return squared_limit(self.c, like, self.max_distance, summands=2)
+
+    def _emitted(self, h: Tensor, chart: Chart, relu: bool = False) -> Tensor:
+        """Bounded points in the hyperboloid chart, counted, in another chart."""
         if self._counts is not None:
             self._count(h)
-        if self.max_distance is not None and math.isinf(self.max_distance):
-            # as far as the Möbius sum of two points stays finite
-            cap = min(_cap("hyperboloid", chart, h.dtype), 0.5 * _SINH_LIMIT[h.dtype])
-            c = curvature(self.c, h)
-            return _radial_op(h, c, "hyperboloid", chart, math.inf, cap, self.dim, relu)
-        return convert(h, "hyperboloid", chart, c=self.c, dim=self.dim, max_distance=self.max_distance, relu=relu)
+        return convert(h, "hyperboloid", chart, c=self.c, dim=self.dim, relu=relu)
 
     @torch.no_grad()
     def _count(self, h: Tensor) -> None:

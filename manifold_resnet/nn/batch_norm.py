@@ -12,7 +12,6 @@ from manifold_resnet.functional._checks import Chart, curvature, full_precision
 from manifold_resnet.functional.batch_norm import (
     Mean,
     Scale,
-    batch_mean,
     check_norm,
     mean_of_sums,
     normalise,
@@ -146,21 +145,23 @@ class _PoincareBatchNorm(BoundedModule):
         c = curvature(self.c, x)
         h = convert(x, in_chart, "hyperboloid", c=c, dim=1)
         if h.numel() == 0:
-            return self._bounded(h, out_chart, relu)
+            return convert(h, "hyperboloid", out_chart, c=c, dim=1)
         center = None if self.bias is None else convert(self.bias, "ball", "hyperboloid", c=c)
         gain = self.gain()
         if gain is None and self.scale == "channel":
             gain = h.new_full((self.num_features,), self.base_gain)
+        mean = variance = None
         from_batch = self.training or self.running_sums is None
-        if from_batch:
-            mean, sums = batch_mean(h, about=self.mean, dim=1)
-            variance = None
-        elif self.running_sums is not None:
+        if not from_batch and self.running_sums is not None:
             mean, variance = mean_of_sums(self.running_sums), self.running_var
-        y, variance = normalise(h, mean, variance, gain, center, c=c, scale=self.scale, eps=self.eps, dim=1)
+        fused = out_chart == "tangent" and self._counts is None
+        y, sums, variance = normalise(
+            h, mean, variance, gain, center, c=c, limit=self._limit(h), about=self.mean, scale=self.scale,
+            eps=self.eps, dim=1, chart="tangent" if fused else "hyperboloid", relu=fused and relu,
+        )  # fmt: skip
         if from_batch and self.training:
             self._track(sums, variance, h.numel() // self.num_features)
-        return self._bounded(y, out_chart, relu)
+        return y if fused else self._emitted(y, out_chart, relu)
 
     def extra_repr(self) -> str:
         parts = [

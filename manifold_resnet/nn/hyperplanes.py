@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from manifold_resnet.functional import (
     expmap0,
     logmap0,
-    poincare_conv,
-    poincare_linear,
     poincare_mlr,
 )
 from manifold_resnet.functional._checks import Chart
-from manifold_resnet.functional.conv import _paddings, _per_dim
+from manifold_resnet.functional.conv import _paddings, _per_dim, convolve
+from manifold_resnet.functional.linear import transform
 from manifold_resnet.nn.base import BoundedModule
 from manifold_resnet.nn.init import initialisation
 
@@ -178,8 +177,10 @@ class PoincareLinear(_Hyperplanes):
     def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
         """Map points ``(..., in_features)`` in `in_chart` to points ``(..., out_features)`` in `out_chart`."""
         self._check_points(x, in_chart)
-        h = poincare_linear(x, self.normals(), self.bias, c=self.c, in_chart=in_chart, out_chart="hyperboloid")
-        return self._bounded(h, out_chart)
+        h = transform(
+            x, self.normals(), self.bias, c=self.c, in_chart=in_chart, max_distance=self.max_distance, summands=2
+        )
+        return self._emitted(h, out_chart)
 
 
 class PoincareMLR(_Hyperplanes):
@@ -274,11 +275,11 @@ class _PoincareConv(_Hyperplanes):
     def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
         """Map images of points ``(batch, in_channels, ...)`` to ``(batch, out_channels, ...)``."""
         self._check_points(x, in_chart)
-        h = poincare_conv(
+        h = convolve(
             x, self.normals(), self.bias, self.stride, self.padding, self.dilation,
-            c=self.c, in_chart=in_chart, out_chart="hyperboloid",
+            c=self.c, in_chart=in_chart, max_distance=self.max_distance, summands=2,
         )  # fmt: skip
-        return self._bounded(h, out_chart)
+        return self._emitted(h, out_chart)
 
     def extra_repr(self) -> str:
         s = f"{super().extra_repr()}, stride={self.stride}, padding={self.padding!r}"

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from manifold_resnet.functional import (
     convert,
-    mobius_residual,
     poincare_adaptive_avg_pool2d,
     poincare_avg_pool2d,
     poincare_relu,
 )
-from manifold_resnet.functional._checks import Chart
+from manifold_resnet.functional._checks import Chart, check_chart, curvature, full_precision
 from manifold_resnet.functional.conv import _per_dim
+from manifold_resnet.functional.residual import residual_sum
 from manifold_resnet.nn.base import BoundedModule, PoincareModule
 
 
@@ -192,13 +192,22 @@ class PoincareResidual(BoundedModule):
         """Add points of the same shape; `relu` applies the tangent ReLU in the same pass (``out_chart="tangent"``)."""
         if relu and out_chart != "tangent":
             raise ValueError(f"relu=True acts on tangent vectors and needs out_chart='tangent', got {out_chart!r}")
+        check_chart(shortcut_chart, "shortcut_chart")
+        check_chart(out_chart, "out_chart")
         self._check_points(x, in_chart)
         self._check_points(shortcut, shortcut_chart)
-        h = mobius_residual(
-            x, shortcut, c=self.c, dim=self.dim, order=self.order,
-            in_chart=in_chart, shortcut_chart=shortcut_chart, out_chart="hyperboloid",
+        if x.shape != shortcut.shape:
+            raise ValueError(
+                f"x and shortcut must have the same shape, got {tuple(x.shape)} and {tuple(shortcut.shape)}"
+            )
+        x, shortcut = full_precision(x), full_precision(shortcut, "shortcut")
+        x = convert(x, in_chart, "hyperboloid", c=self.c, dim=self.dim)
+        fused = out_chart == "tangent" and self._counts is None
+        y = residual_sum(
+            x, shortcut, c=curvature(self.c, x), limit=self._limit(x), dim=self.dim, order=self.order,
+            shortcut_chart=shortcut_chart, chart="tangent" if fused else "hyperboloid", relu=fused and relu,
         )  # fmt: skip
-        return self._bounded(h, out_chart, relu)
+        return y if fused else self._emitted(y, out_chart, relu)
 
     def extra_repr(self) -> str:
         return f"order={self.order!r}, {super().extra_repr()}"

@@ -1,0 +1,237 @@
+"""From inner products with hyperplane normals to distances and points: what linear layers and convolutions share.
+
+The output of these layers is determined by the inner products and the squared norms of their inputs, see
+`manifold_resnet.functional.linear`. For the backward pass the result and a few scalars per pixel are kept: the inner
+products follow from the result by one logarithm and one exponential per element, which is cheaper than memory.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from manifold_resnet.functional import _even
+from manifold_resnet.functional._autograd import differentiable
+from manifold_resnet.functional._backend import kernel
+from manifold_resnet.functional.charts import sinh_limit
+
+
+def _channels(v: Tensor) -> Tensor:
+    return v.view(1, -1, 1)
+
+
+def _offset_terms(offset: Tensor | None, norm: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Hyperbolic cosine and sine [1, K, 1] of 2 sqrt(c) r."""
+    if offset is None:
+        return _channels(torch.ones_like(norm)), _channels(torch.zeros_like(norm))
+    # a hyperplane beyond sinh's range is out of every point's reach, and its cosh would overflow
+    limit = 0.5 * sinh_limit(norm.dtype)
+    r = _channels(2 * c.sqrt() * offset).clamp(-limit, limit)
+    return torch.cosh(r), _even.sinh(r)
+
+
+@kernel
+def _slopes(square: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """sqrt(c) sinh(2t)/t and cosh(2t), with t^2 = c |v|^2."""
+    slope = 2 * c.sqrt() * _even.sinhc(4 * c * square)
+    return slope, torch.sqrt(1 + slope * slope * square)
+
+
+@kernel
+def _distances(inner: Tensor, slope: Tensor, cosh: Tensor, two_norm: Tensor, cosh_r: Tensor, sinh_r: Tensor) -> Tensor:
+    """sqrt(c) v, the scaled distances to the hyperplanes."""
+    q = torch.addcmul(inner.to(slope.dtype) * (slope * cosh_r), cosh, sinh_r, value=-1)
+    return two_norm * _even.asinh(q)
+
+
+@kernel(materialise=True)
+def _points(
+    inner: Tensor,
+    slope: Tensor,
+    cosh: Tensor,
+    two_norm: Tensor,
+    cosh_r: Tensor,
+    sinh_r: Tensor,
+    limit: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Points h = sinh(sqrt(c) v) with a bound, and by how much they exceeded it (at least 1)."""
+    y = _distances.body(inner, slope, cosh, two_norm, cosh_r, sinh_r)
+    reach = sinh_limit(y.dtype)
+    h = _even.sinh(y.clamp(-reach, reach))
+    excess = ((h * h).sum(1, keepdim=True) / limit).clamp(min=1).sqrt()
+    return h * (1 / excess), excess
+
+
+@kernel
+def _unbounding(grad: Tensor, h: Tensor, excess: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients of grad and h in the gradient for the points before the bound."""
+    along = (grad * h).sum(1, keepdim=True)
+    shrink = 1 / excess
+    return shrink, -_even.above(excess, 1) * along * shrink / limit
+
+
+@kernel
+def _distances_backward(
+    grad_y: Tensor, y: Tensor, slope: Tensor, two_norm: Tensor, inverse_norm: Tensor, cosh_r: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient for the inner products; q times that for q; two_norm times that for two_norm."""
+    overflow = 80.0 if y.dtype == torch.float32 else 700.0
+    asinh_q = (y * inverse_norm).clamp(-overflow, overflow)
+    q, cosh_q = _even.sinh_cosh(asinh_q)
+    grad_q = grad_y * two_norm / cosh_q
+    return grad_q * (slope * cosh_r), grad_q * q, grad_y * asinh_q
+
+
+@kernel
+def _points_backward(
+    grad: Tensor,
+    h: Tensor,
+    by_grad: Tensor,
+    by_h: Tensor,
+    excess: Tensor,
+    slope: Tensor,
+    two_norm: Tensor,
+    inverse_norm: Tensor,
+    cosh_r: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_distances_backward`, for points with a bound."""
+    raw = h * excess
+    root = torch.sqrt(1 + raw * raw)
+    reach = math.sinh(sinh_limit(h.dtype)) * (1 - 1e-5)
+    grad_y = torch.ops.aten.hardtanh_backward(torch.addcmul(by_grad * grad, by_h, h) * root, raw, -reach, reach)
+    return _distances_backward.body(grad_y, _even.asinh(raw), slope, two_norm, inverse_norm, cosh_r)
+
+
+@kernel
+def _backward_sums(
+    grad_inner: Tensor, along_q: Tensor, along_norm: Tensor, slope: Tensor, cosh: Tensor, tanh_r: Tensor
+) -> tuple[Tensor, ...]:
+    """Sums over the pixels [B, K] that make the gradients for norms and offsets, and over hyperplanes [B, 1, N]."""
+    return (
+        along_norm.sum(2),
+        along_q.sum(2),
+        (grad_inner * (cosh / slope)).sum(2),
+        along_q.sum(1, keepdim=True),
+        (grad_inner * tanh_r).sum(1, keepdim=True),
+    )
+
+
+@kernel
+def _square_backward(
+    along_q: Tensor, along_sinh: Tensor, slope: Tensor, cosh: Tensor, square: Tensor, c: Tensor, by_c: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradient for the squared norms; and c times that for c, as far as it does not pass through the offsets."""
+    x = 4 * c * square
+    grad_cosh = -along_sinh / slope
+    grad_slope = along_q - cosh * grad_cosh  # times the slope
+    grad_x = 2 * c.sqrt() * grad_slope / slope * _even.sinhc_derivative(x) + 0.25 * c.rsqrt() * grad_cosh * slope
+    return 4 * c * grad_x, grad_x * x + 0.5 * grad_slope if by_c else grad_x
+
+
+def _hyperplanes(
+    inner: Tensor,
+    square: Tensor,
+    norm: Tensor,
+    offset: Tensor | None,
+    c: Tensor,
+    limit: Tensor | None,
+) -> tuple[Tensor, ...]:
+    slope, cosh = _slopes(square, c)
+    terms = (inner, slope, cosh, _channels(2 * norm), *_offset_terms(offset, norm, c))
+    if limit is None:
+        return _distances(*terms) * c.rsqrt(), torch.ones_like(slope), slope
+    return *_points(*terms, limit), slope
+
+
+def _hyperplanes_backward(
+    grads: tuple[Tensor | None, ...],
+    needs: tuple[bool, ...],
+    _: None,
+    square: Tensor,
+    norm: Tensor,
+    offset: Tensor | None,
+    c: Tensor,
+    limit: Tensor | None,
+    result: Tensor,
+    excess: Tensor,
+    slope: Tensor,
+) -> tuple[Tensor | None, ...]:
+    grad, grad_excess = grads[0], grads[1]
+    if torch.is_grad_enabled():  # a second derivative goes through the slope as well
+        slope, cosh = _slopes(square, c)
+    else:
+        cosh = torch.sqrt(1 + slope * slope * square)
+    two_norm = _channels(2 * norm)
+    inverse_norm = 1 / two_norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
+    cosh_r, sinh_r = _offset_terms(offset, norm, c)
+    if grad is None:
+        grad = torch.zeros_like(result)
+    grad_limit = grad_c = grad_offset = None
+    if limit is None:
+        terms = grad * c.rsqrt(), result * c.sqrt()
+        body = _distances_backward
+    else:
+        by_grad, by_h = _unbounding(grad, result, excess, limit)
+        if needs[5]:
+            grad_limit = -0.5 * (by_h * excess * (result * result).sum(1, keepdim=True)).sum() / limit
+        if grad_excess is not None:  # only a second derivative uses it
+            outside = _even.above(excess, 1)
+            by_h = by_h + outside * grad_excess / limit
+            if grad_limit is not None:
+                grad_limit = grad_limit - 0.5 * (outside * grad_excess * excess).sum() / limit
+        terms = grad, result, by_grad, by_h, excess
+        body = _points_backward
+    grad_inner, *along = body(*terms, slope, two_norm, inverse_norm, cosh_r)
+    tanh_r = sinh_r / cosh_r
+    by_norm, by_q, by_cosh, along_q, along_sinh = _backward_sums(grad_inner, *along, slope, cosh, tanh_r)
+    grad_square, by_c = _square_backward(along_q, along_sinh, slope, cosh, square, c, needs[4])
+    if offset is not None and (needs[3] or needs[4]):
+        reach = (2 * c.sqrt() * offset).abs() < 0.5 * sinh_limit(grad.dtype)
+        along_r = by_q.sum(0) * tanh_r.flatten() - by_cosh.sum(0) / cosh_r.flatten().square()
+        grad_offset = 2 * c.sqrt() * reach * along_r
+    if needs[4]:
+        grad_c = by_c.sum() / c
+        if offset is not None and grad_offset is not None:
+            grad_c = grad_c + (grad_offset * offset).sum() * 0.5 / c
+        if limit is None:
+            grad_c = grad_c - (grad * result).sum() * 0.5 / c
+    return grad_inner, grad_square, 2 * by_norm.sum(0) if needs[2] else None, grad_offset, grad_c, grad_limit
+
+
+_hyperplanes_op = differentiable(
+    _hyperplanes, _hyperplanes_backward, tensors=6, drop=(0,), keep_outputs=True, auxiliary=1
+)
+
+
+def hyperplane_distances(inner: Tensor, square: Tensor, norm: Tensor, offset: Tensor | None, c: Tensor) -> Tensor:
+    """Signed distances to hyperplanes, times twice the lengths of the normals.
+
+    Parameters
+    ----------
+    inner : Tensor
+        ``[B, K, N]``: inner products of tangent vectors with unit normals.
+    square : Tensor
+        ``[B, 1, N]``: the tangent vectors' squared norms.
+    norm, offset : Tensor
+        ``[K]``: lengths and offsets of the normals; no offsets are zeros.
+    c : Tensor
+        0-d.
+
+    Returns
+    -------
+    Tensor
+        ``[B, K, N]``.
+    """
+    return _hyperplanes_op(inner, square, norm, offset, c, None)[0]
+
+
+def hyperplane_points(
+    inner: Tensor, square: Tensor, norm: Tensor, offset: Tensor | None, c: Tensor, limit: Tensor
+) -> Tensor:
+    """The points (hyperboloid chart) whose distances to the coordinate hyperplanes are `hyperplane_distances`.
+
+    `limit` (0-d) bounds the squared norm of the result, see `charts.squared_limit`.
+    """
+    return _hyperplanes_op(inner, square, norm, offset, c, limit)[0]
