@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,6 +73,8 @@ def differentiable(
             gradients = backward(grad, ctx.needs_input_grad, *ctx.saved_tensors, *ctx.static)
         return *gradients, *(None,) * len(ctx.static)
 
+    # apply binds its arguments to this signature each time, and to find it out takes longer than to look it up
+    compute.__signature__ = inspect.signature(compute)  # type: ignore[attr-defined]
     # a class of its own, with a name that graphs and profiles show
     op: Any = type(torch.autograd.Function)(
         forward.__name__.strip("_"),

@@ -13,19 +13,21 @@ import os
 import threading
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from manifold_resnet.functional._native import Library
+
 Backend = Literal["auto", "compiled", "eager"]
 
 _logger = logging.getLogger("manifold_resnet")
 _ENVIRONMENT = "MANIFOLD_RESNET_BACKEND"
-# below this many pixels the time a compilation takes is not worth it
-_WORTHWHILE = 4096
+# with fewer pixels it makes no difference
+_WORTHWHILE = 256
 # Sizes to compile for, different and large: with equal ones the code would only hold for tensors where they are equal,
 # with small ones it would use one thread. Sizes 0 and 1 are special to torch.compile, and run eagerly.
 _SIZES = (131, 17, 257)
@@ -35,6 +37,8 @@ _OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}
 class _State:
     chosen: Backend | None = None  # None: by the environment variable
     broken: str | None = None  # why compiling does not work on this machine
+    library: Library | None = None
+    native = True  # tests set it to False, to try on CPU what is for GPUs
     lock = threading.RLock()
 
 
@@ -75,7 +79,7 @@ class set_backend:  # noqa: N801, a function to its users, as torch.set_grad_ena
         ``"compiled"``: by ``torch.compile``, which needs a C++ compiler on CPU and Triton on GPU, takes a minute the
         first time on a machine (results are kept in ``TORCHINDUCTOR_CACHE_DIR``) and seconds in each later process;
         raises a RuntimeError where that does not work. ``"eager"``: plain torch operations. ``"auto"``: compiled
-        for batches of 4,096 pixels and more where that works, else eager, with one warning.
+        for batches of 256 pixels and more where that works, else eager, with one warning.
 
     Raises
     ------
@@ -111,11 +115,86 @@ def _transformed() -> bool:
 
 
 def _stand_in(t: Any) -> Any:
-    """A tensor like `t` of the sizes to compile for."""
+    """A random tensor like `t` of the sizes to compile for."""
     if not isinstance(t, Tensor):
         return t
     sizes = _SIZES[1:2] if t.ndim == 1 else _SIZES[: t.ndim]
-    return t.new_ones([1 if n == 1 else size for n, size in zip(t.shape, sizes, strict=True)])
+    return 0.5 + torch.rand_like(t.new_empty([1 if n == 1 else size for n, size in zip(t.shape, sizes, strict=True)]))
+
+
+def _broken(backend: Backend, error: Exception) -> None:
+    """Raise if compiling was asked for, else warn that it does not work."""
+    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    hint = "They need a C++ compiler on CPU (g++, clang++ or the one in the environment variable CXX) and Triton on GPU"
+    if backend == "compiled":
+        raise RuntimeError(f"the kernels of the backend 'compiled' could not be built: {reason}. {hint}") from error
+    _State.broken = reason
+    warnings.warn(
+        f"manifold_resnet runs without compiled kernels, several times slower, because they could not be built: "
+        f"{reason}. {hint}; mr.set_backend('eager') silences this warning",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def native(x: Tensor) -> Library | None:
+    """The C++ kernels, if they are to be used for pixels shaped as `x` ``[B, C, N]``."""
+    if x.device.type != "cpu" or torch.is_grad_enabled() or _transformed() or not _State.native:
+        return None
+    backend = get_backend()
+    if backend == "eager" or (_State.broken is not None and backend == "auto"):
+        return None
+    images, _, pixels = x.shape
+    if images * pixels < (1 if backend == "compiled" else _WORTHWHILE):
+        return None
+    if type(x) not in (Tensor, Parameter) or x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        return None
+    if _State.library is None:
+        with _State.lock:
+            try:
+                _State.library = _State.library or Library()
+            except (RuntimeError, OSError) as error:
+                _broken(backend, error)
+    return _State.library
+
+
+class _Capture:
+    """A backend of torch.compile that keeps the compiled graph, so that it can be called without guards.
+
+    `Kernel` knows by itself for which arguments a graph holds, and there are hundreds of calls in a training step: what
+    torch.compile does around each of them costs as much as a kernel.
+    """
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+        self.graph: Any = None
+        self.inputs: list[Any] = []
+        self.call: Callable[..., Any] | None = None
+
+    def __call__(self, graph: Any, inputs: list[Any]) -> Callable[..., Any]:
+        from torch._inductor.compile_fx import compile_fx
+
+        self.graph, self.inputs = graph, inputs
+        self.call = compile_fx(graph, inputs, config_patches=self.options)
+        return self.call
+
+    def direct(self, names: Sequence[str]) -> Callable[..., Any] | None:
+        """``f(arguments, sizes)`` that calls the graph; None if its inputs are not what they should be."""
+        call, order = self.call, []
+        if call is None:
+            return None
+        placeholders = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
+        for node, example in zip(placeholders, self.inputs, strict=True):
+            if isinstance(example, Tensor):
+                name = node.name.removeprefix("l_").removeprefix("L_").removesuffix("_")
+                if name not in names:
+                    return None
+                order.append((True, names.index(name)))
+            elif int(example) in _SIZES:
+                order.append((False, _SIZES.index(int(example))))
+            else:
+                return None
+        return lambda args, sizes: call(*[args[i] if is_argument else sizes[i] for is_argument, i in order])
 
 
 class Kernel:
@@ -165,7 +244,8 @@ class Kernel:
             images < 2
             or pixels < 2
             or (backend == "auto" and images * pixels < _WORTHWHILE)
-            or largest.device.type not in ("cpu", "cuda")
+            or largest.numel() >= 1 << 31  # indices may have 32 bits
+            or (largest.device.type != "cuda" and _State.native)
         ):
             return self.body(*args)
         key += (largest.device.type, channels == 1)
@@ -174,7 +254,7 @@ class Kernel:
             compiled = self._compile(tuple(key), plain, backend)
             if compiled is None:
                 return self.body(*args)
-        return compiled(*plain)
+        return compiled(plain, (images, channels, pixels))
 
     def _compile(self, key: tuple[Any, ...], args: list[Any], backend: Backend) -> Callable[..., Any] | None:
         with _State.lock:
@@ -185,32 +265,40 @@ class Kernel:
             code = self.body.__code__.replace(co_name=f"{self.__name__}_{len(self._compiled)}")
             body = types.FunctionType(code, self.body.__globals__, self.__name__, self.body.__defaults__)
             try:
-                compiled = torch.compile(body, fullgraph=True, dynamic=True, options=_known(self._options))
-                compiled(*map(_stand_in, args))
+                compiled = _compile(body, list(map(_stand_in, args)), self._options)
             except Exception as error:  # whatever a compiler may raise
-                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-                hint = (
-                    "torch.compile needs a C++ compiler (g++ or clang++, or the one in the environment variable CXX) "
-                    "on CPU and Triton on GPU"
-                )
-                if backend == "compiled":
-                    raise RuntimeError(f"the backend 'compiled' does not work here: {reason}. {hint}") from error
-                _State.broken = reason
-                warnings.warn(
-                    f"manifold_resnet runs without compiled kernels, several times slower, because they could not be "
-                    f"built: {reason}. {hint}; mr.set_backend('eager') silences this warning",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+                _broken(backend, error)
                 return None
             self._compiled[key] = compiled
             return compiled
 
 
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of the options that this torch has."""
+def _compile(body: types.FunctionType, args: list[Any], options: dict[str, Any]) -> Callable[..., Any]:
+    """``f(arguments, sizes)``, compiled for all sizes."""
     known = torch._inductor.list_options()
-    return {name: value for name, value in options.items() if name in known}
+    capture = _Capture({name: value for name, value in options.items() if name in known})
+    compiled = torch.compile(body, backend=capture, fullgraph=True, dynamic=True)
+    guarded = compiled(*args)
+    outputs = guarded if isinstance(guarded, tuple) else (guarded,)
+    direct = capture.direct(body.__code__.co_varnames)
+    given = [] if direct is None else list(direct(args, _SIZES))
+    present = [i for i, t in enumerate(outputs) if t is not None]
+    if direct is None or len(given) != len(present):
+        return lambda args, sizes: compiled(*args)
+    if not all(torch.equal(outputs[i], t) for i, t in zip(present, given, strict=True)):
+        return lambda args, sizes: compiled(*args)
+    if not isinstance(guarded, tuple):
+        return lambda args, sizes: direct(args, sizes)[0]
+    if len(present) == len(outputs):
+        return direct
+
+    def with_none(args: list[Any], sizes: tuple[int, ...]) -> tuple[Tensor | None, ...]:
+        results: list[Tensor | None] = [None] * len(outputs)
+        for i, t in zip(present, direct(args, sizes), strict=True):
+            results[i] = t
+        return tuple(results)
+
+    return with_none
 
 
 def kernel(body: Callable[..., Any] | None = None, *, materialise: bool = False) -> Any:

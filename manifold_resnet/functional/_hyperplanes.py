@@ -14,8 +14,71 @@ from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._backend import kernel
+from manifold_resnet.functional._backend import kernel, native
 from manifold_resnet.functional.charts import sinh_limit
+
+
+def _directions(weight: Tensor, c: Tensor, scale: float | None, factor: float) -> tuple[Tensor, Tensor]:
+    """Unit normals times `factor`, and their lengths [K]; `scale` is None for normals themselves."""
+    radius = torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    directions = weight * (factor * _inverse(radius)).view([-1] + [1] * (weight.ndim - 1))
+    if scale is None:
+        return directions, radius
+    return directions, scale * radius * _even.artanhc(_inside(c * radius * radius))
+
+
+def _inverse(radius: Tensor) -> Tensor:
+    return 1 / radius.clamp_min(torch.finfo(radius.dtype).tiny ** 0.5)
+
+
+def _inside(x: Tensor) -> Tensor:
+    return x.clamp(max=(1 - 2 * torch.finfo(x.dtype).eps) ** 2)
+
+
+def _directions_backward(
+    grads: tuple[Tensor | None, Tensor | None],
+    needs: tuple[bool, ...],
+    weight: Tensor,
+    c: Tensor,
+    scale: float | None,
+    factor: float,
+) -> tuple[Tensor | None, Tensor | None]:
+    rows = weight.flatten(1)
+    radius = torch.linalg.vector_norm(rows, dim=1)
+    inverse = _inverse(radius).unsqueeze(1)
+    unit = rows * inverse
+    grad_rows, grad_c = torch.zeros_like(rows), None
+    if grads[0] is not None:
+        grad = factor * grads[0].flatten(1)
+        grad_rows = inverse * torch.addcmul(grad, (grad * unit).sum(1, keepdim=True), unit, value=-1)
+    if grads[1] is not None:
+        slope = grads[1]
+        if scale is not None:
+            x = c * radius * radius
+            slope = scale * slope / (1 - _inside(x))
+            if needs[1]:
+                grad_c = (grads[1] * scale * radius**3 * _even.artanhc_derivative(_inside(x))).sum()
+        grad_rows = torch.addcmul(grad_rows, slope.unsqueeze(1), unit)
+    return grad_rows.view_as(weight), grad_c
+
+
+_directions_op = differentiable(_directions, _directions_backward, tensors=2)
+
+
+def hyperplane_normals(
+    weight: Tensor, c: Tensor, scale: float | None = None, factor: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Directions (times `factor`, same shape as `weight`) and lengths [K] of hyperplane normals.
+
+    Parameters
+    ----------
+    weight : Tensor
+        ``[K, ...]``: normals, tangent vectors at the origin; or, if there is a `scale`, points of the ball, the normals
+        being `scale` times their logarithms. A zero normal has direction zero.
+    c : Tensor
+        0-d.
+    """
+    return _directions_op(weight, c, scale, factor)
 
 
 def _channels(v: Tensor) -> Tensor:
@@ -138,11 +201,14 @@ def _hyperplanes(
     c: Tensor,
     limit: Tensor | None,
 ) -> tuple[Tensor, ...]:
+    parameters = _channels(2 * norm), *_offset_terms(offset, norm, c)
+    library = None if limit is None else native(inner)
+    if library is not None and limit is not None:
+        return library.points(inner, square, *parameters, c, limit)
     slope, cosh = _slopes(square, c)
-    terms = (inner, slope, cosh, _channels(2 * norm), *_offset_terms(offset, norm, c))
     if limit is None:
-        return _distances(*terms) * c.rsqrt(), torch.ones_like(slope), slope
-    return *_points(*terms, limit), slope
+        return _distances(inner, slope, cosh, *parameters) * c.rsqrt(), torch.ones_like(slope), slope
+    return *_points(inner, slope, cosh, *parameters, limit), slope
 
 
 def _hyperplanes_backward(
@@ -159,37 +225,45 @@ def _hyperplanes_backward(
     slope: Tensor,
 ) -> tuple[Tensor | None, ...]:
     grad, grad_excess = grads[0], grads[1]
-    if torch.is_grad_enabled():  # a second derivative goes through the slope as well
-        slope, cosh = _slopes(square, c)
-    else:
-        cosh = torch.sqrt(1 + slope * slope * square)
+    if grad is None:
+        grad = torch.zeros_like(result)
     two_norm = _channels(2 * norm)
     inverse_norm = 1 / two_norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
     cosh_r, sinh_r = _offset_terms(offset, norm, c)
-    if grad is None:
-        grad = torch.zeros_like(result)
-    grad_limit = grad_c = grad_offset = None
-    if limit is None:
-        terms = grad * c.rsqrt(), result * c.sqrt()
-        body = _distances_backward
-    else:
-        by_grad, by_h = _unbounding(grad, result, excess, limit)
-        if needs[5]:
-            grad_limit = -0.5 * (by_h * excess * (result * result).sum(1, keepdim=True)).sum() / limit
-        if grad_excess is not None:  # only a second derivative uses it
-            outside = _even.above(excess, 1)
-            by_h = by_h + outside * grad_excess / limit
-            if grad_limit is not None:
-                grad_limit = grad_limit - 0.5 * (outside * grad_excess * excess).sum() / limit
-        terms = grad, result, by_grad, by_h, excess
-        body = _points_backward
-    grad_inner, *along = body(*terms, slope, two_norm, inverse_norm, cosh_r)
     tanh_r = sinh_r / cosh_r
-    by_norm, by_q, by_cosh, along_q, along_sinh = _backward_sums(grad_inner, *along, slope, cosh, tanh_r)
-    grad_square, by_c = _square_backward(along_q, along_sinh, slope, cosh, square, c, needs[4])
+    grad_limit = grad_c = grad_offset = None
+    library = None if limit is None or needs[5] or grad_excess is not None else native(result)
+    if library is not None and limit is not None:
+        grad_inner, grad_square, by_norm, by_q, by_cosh, by_c = library.points_backward(
+            grad, result, excess, slope, square, two_norm, inverse_norm, cosh_r, sinh_r, c, limit
+        )
+    else:
+        if torch.is_grad_enabled():  # a second derivative goes through the slope as well
+            slope, cosh = _slopes(square, c)
+        else:
+            cosh = torch.sqrt(1 + slope * slope * square)
+        if limit is None:
+            terms = grad * c.rsqrt(), result * c.sqrt()
+            body = _distances_backward
+        else:
+            by_grad, by_h = _unbounding(grad, result, excess, limit)
+            if needs[5]:
+                grad_limit = -0.5 * (by_h * excess * (result * result).sum(1, keepdim=True)).sum() / limit
+            if grad_excess is not None:  # only a second derivative uses it
+                outside = _even.above(excess, 1)
+                by_h = by_h + outside * grad_excess / limit
+                if grad_limit is not None:
+                    grad_limit = grad_limit - 0.5 * (outside * grad_excess * excess).sum() / limit
+            terms = grad, result, by_grad, by_h, excess
+            body = _points_backward
+        grad_inner, *along = body(*terms, slope, two_norm, inverse_norm, cosh_r)
+        *sums, along_q, along_sinh = _backward_sums(grad_inner, *along, slope, cosh, tanh_r)
+        grad_square, by_c = _square_backward(along_q, along_sinh, slope, cosh, square, c, needs[4])
+        by_norm, by_q, by_cosh = (t.sum(0) for t in sums)
+        by_cosh = by_cosh / cosh_r.flatten()
     if offset is not None and (needs[3] or needs[4]):
         reach = (2 * c.sqrt() * offset).abs() < 0.5 * sinh_limit(grad.dtype)
-        along_r = by_q.sum(0) * tanh_r.flatten() - by_cosh.sum(0) / cosh_r.flatten().square()
+        along_r = by_q * tanh_r.flatten() - by_cosh / cosh_r.flatten()
         grad_offset = 2 * c.sqrt() * reach * along_r
     if needs[4]:
         grad_c = by_c.sum() / c
@@ -197,7 +271,7 @@ def _hyperplanes_backward(
             grad_c = grad_c + (grad_offset * offset).sum() * 0.5 / c
         if limit is None:
             grad_c = grad_c - (grad * result).sum() * 0.5 / c
-    return grad_inner, grad_square, 2 * by_norm.sum(0) if needs[2] else None, grad_offset, grad_c, grad_limit
+    return grad_inner, grad_square, 2 * by_norm if needs[2] else None, grad_offset, grad_c, grad_limit
 
 
 _hyperplanes_op = differentiable(

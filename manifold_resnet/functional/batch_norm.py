@@ -24,7 +24,7 @@ from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._backend import kernel
+from manifold_resnet.functional._backend import kernel, native
 from manifold_resnet.functional._checks import (
     Chart,
     check_chart,
@@ -73,6 +73,9 @@ def _sums(h: Tensor) -> tuple[Tensor, Tensor]:
 
 def _mean_sums(h: Tensor) -> Tensor:
     """[C + 1]: the mean of the points, and of their time part minus one."""
+    library = native(h)
+    if library is not None:
+        return library.mean_sums(h)
     points, excess = _sums(h)
     return torch.cat([points.sum(0), excess.sum(0)]) / (h.shape[0] * h.shape[2])
 
@@ -252,6 +255,70 @@ def _input_backward(
     return torch.addcmul(torch.addcmul(torch.addcmul(constant, by_h, h), by_m, m), log, grad_w)
 
 
+def _moments(h: Tensor, m: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`xi`, `log`, and the second moments [C] of w."""
+    library = native(h)
+    if library is not None:
+        return library.moments(h, m, c)
+    xi, log = _center(h, m, c)
+    return xi, log, _second_moment(h, m, xi, log).sum(0) / max(h.shape[0] * h.shape[2], 1)
+
+
+def _recenter_backward(
+    grad: Tensor,
+    result: Tensor | None,
+    h: Tensor,
+    m: Tensor,
+    xi: Tensor,
+    log: Tensor,
+    ratio: Tensor,
+    beta: Tensor,
+    c: Tensor,
+    limit: Tensor,
+    chart: Chart,
+    by_c: bool,
+    by_limit: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradient for u, [C] its product with w, gradients for beta [C], c and the bound. `result` masks a ReLU."""
+    library = None if by_limit else native(h)
+    terms = h, m, xi, log, ratio, beta
+    if library is not None:
+        return *library.recenter_backward(grad, result, *terms, c, limit, chart == "tangent"), None
+    if result is not None:
+        grad = torch.ops.aten.threshold_backward(grad, result, 0)
+    products = _recenter_products(grad, *terms)
+    *coefficients, by_beta, to_c, to_limit = _recenter_coefficients(
+        *products, (beta * beta).sum(), c, limit, chart, by_c or by_limit
+    )
+    grad_u, along_w, grad_beta = _standardised_backward(grad, *terms, *coefficients)
+    return (
+        grad_u,
+        along_w.sum(0),
+        grad_beta.sum(0) + by_beta.sum() * beta.flatten(),
+        None if to_c is None else to_c.sum(),
+        None if to_limit is None else to_limit.sum(),
+    )
+
+
+def _center_backward(
+    grad_u: Tensor,
+    h: Tensor,
+    m: Tensor,
+    xi: Tensor,
+    log: Tensor,
+    ratio: Tensor,
+    decay: Tensor,
+    c: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Coefficients of h and m in the gradient for h, 1/time, the gradient for m [C], and what log adds to that for c."""
+    library = native(h)
+    terms = grad_u, h, m, xi, log, ratio, decay
+    if library is not None:
+        return library.center_backward(*terms, c)
+    by_h, by_m, inverse_time, m_by_m, by_c = _center_coefficients(*_center_products(*terms), xi, log, (m * m).sum(), c)
+    return by_h, by_m, inverse_time, _mean_backward(*terms, by_m).sum(0) + m_by_m.sum() * m.flatten(), by_c
+
+
 def _batch_norm(
     h: Tensor,
     mean: Tensor | None,
@@ -271,13 +338,13 @@ def _batch_norm(
     else:
         sums = torch.cat([mean, time_excess(mean, 0)])
     m = _channels(mean)
-    xi, log = _center(h, m, c)
-    if variance is None:
-        variance = _second_moment(h, m, xi, log).sum(0) / (h.shape[0] * h.shape[2])
-    else:
-        variance = variance.clone()  # outputs must not be inputs
-    ratio = _channels(gain * torch.rsqrt(variance + eps))
-    y = _recenter(h, m, xi, log, ratio, _channels(center), c, limit, chart)
+    xi, log, second_moment = _moments(h, m, c)
+    variance = second_moment if variance is None else variance.clone()  # outputs must not be inputs
+    terms = h, m, xi, log, _channels(gain * torch.rsqrt(variance + eps)), _channels(center), c, limit
+    library = native(h)
+    if library is not None:
+        return library.recenter(*terms, chart == "tangent", relu), sums, variance, xi, log
+    y = _recenter(*terms, chart)
     return y.relu_() if relu else y, sums, variance, xi, log
 
 
@@ -291,7 +358,7 @@ def _batch_norm_backward(
     center: Tensor,
     c: Tensor,
     limit: Tensor,
-    result: Tensor | None,
+    result: Tensor,
     sums: Tensor,
     batch_variance: Tensor,
     xi: Tensor,
@@ -301,54 +368,51 @@ def _batch_norm_backward(
     relu: bool,
 ) -> tuple[Tensor | None, ...]:
     grad = grads[0]
-    assert grad is not None  # noqa: S101, the others do not pass gradients
-    if relu:
-        grad = torch.ops.aten.threshold_backward(grad, result, 0)
+    if grad is None:  # the other outputs pass no gradients
+        return (None,) * 7
     count = max(h.shape[0] * h.shape[2], 1)
-    used_mean, used_variance = mean, variance
+    used_mean, used_variance = mean, batch_variance if variance is None else variance
     again = torch.is_grad_enabled()  # a second derivative goes through these as well
     if used_mean is None:
         sums = _mean_sums(h) if again else sums
         used_mean = mean_of_sums(sums)
-    m, beta = _channels(used_mean), _channels(center)
+    m = _channels(used_mean)
     if again:
-        xi, log = _center(h, m, c)
-    if used_variance is None:
-        used_variance = _second_moment(h, m, xi, log).sum(0) / count if again else batch_variance
+        xi, log, second_moment = _moments(h, m, c)
+        used_variance = second_moment if variance is None else variance
     inverse = torch.rsqrt(used_variance + eps)
-    ratio = _channels(gain * inverse)
-    terms = h, m, xi, log, ratio
+    terms = h, m, xi, log, _channels(gain * inverse)
 
-    extra = needs[5] or needs[6]
-    products = _recenter_products(grad, *terms, beta)
-    *coefficients, by_beta, by_c, by_limit = _recenter_coefficients(
-        *products, (center * center).sum(), c, limit, chart, extra
+    grad_u, along_w, grad_center, grad_c, grad_limit = _recenter_backward(
+        grad, result if relu else None, *terms, _channels(center), c, limit, chart, needs[5], needs[6]
     )
-    grad_c, grad_limit = (by_c.sum(), by_limit.sum()) if extra else (None, None)
-    grad_u, along_w, grad_center = _standardised_backward(grad, *terms, beta, *coefficients)
-    along_w = along_w.sum(0)
-    grad_center = grad_center.sum(0) + by_beta.sum() * center
     grad_variance = None
     by_variance = -0.5 * gain * inverse**3 * along_w
     if variance is not None:
         grad_variance, by_variance = by_variance, torch.zeros_like(by_variance)
 
     terms = *terms, _channels(2 / count * by_variance)
-    products = _center_products(grad_u, *terms)
-    square_m = (used_mean * used_mean).sum()
-    by_h, by_m, inverse_time, m_by_m, c_by_log = _center_coefficients(*products, xi, log, square_m, c)
-    if grad_c is not None:
-        grad_c = grad_c - 0.5 / c * c_by_log.sum()
-    grad_mean = None
-    constant = torch.zeros_like(m)
-    if needs[1] or mean is None:
-        grad_mean = _mean_backward(grad_u, *terms, by_m).sum(0) + m_by_m.sum() * used_mean
-        if mean is None:
-            to_points, to_excess = _normalise_backward(grad_mean, (True, True), sums[:-1], sums[-1:], 0)
-            by_h = by_h + to_excess / count * inverse_time
-            constant, grad_mean = _channels(to_points / count), None
-    grad_h = _input_backward(grad_u, *terms, by_h, by_m, constant)
-    return grad_h, grad_mean, grad_variance, inverse * along_w, grad_center, grad_c, grad_limit
+    by_h, by_m, inverse_time, grad_mean, c_by_log = _center_backward(grad_u, *terms, c)
+    if needs[5] and grad_c is not None:
+        grad_c = grad_c.sum() - 0.5 / c * c_by_log.sum()
+    constant, to_excess = torch.zeros_like(m), c.new_zeros(())
+    if mean is None:
+        to_points, to_excess = _normalise_backward(grad_mean / count, (True, True), sums[:-1], sums[-1:], 0)
+        constant = _channels(to_points)
+    library = native(h)
+    if library is not None:
+        grad_h = library.input_backward(grad_u, *terms, by_h, by_m, inverse_time, constant, to_excess)
+    else:
+        grad_h = _input_backward(grad_u, *terms, by_h + to_excess * inverse_time, by_m, constant)
+    return (
+        grad_h,
+        None if mean is None else grad_mean,
+        grad_variance,
+        inverse * along_w,
+        grad_center,
+        grad_c if needs[5] else None,
+        grad_limit,
+    )
 
 
 _batch_norm_op = differentiable(_batch_norm, _batch_norm_backward, tensors=7, keep_outputs=True, auxiliary=4)

@@ -23,7 +23,7 @@ from scipy.special import beta
 from torch import Tensor
 
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._backend import kernel
+from manifold_resnet.functional._backend import kernel, native
 from manifold_resnet.functional._checks import (
     Chart,
     check_chart,
@@ -31,9 +31,9 @@ from manifold_resnet.functional._checks import (
     curvature,
     full_precision,
 )
-from manifold_resnet.functional._hyperplanes import hyperplane_points
+from manifold_resnet.functional._hyperplanes import hyperplane_normals, hyperplane_points
 from manifold_resnet.functional.charts import convert, squared_limit
-from manifold_resnet.functional.linear import check_offsets, check_same_dtype, unit_normals
+from manifold_resnet.functional.linear import check_offsets, check_same_dtype
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # strides, paddings, dilations
@@ -128,7 +128,9 @@ def _square(v: Tensor) -> Tensor:
 
 def _inner(v: Tensor, weight: Tensor, factor: float, geometry: _Geometry, low: torch.dtype) -> tuple[Tensor, Tensor]:
     """Inner products with the kernels, and the patches' squared norms times `factor`."""
-    square = _square(v.flatten(2)).view(v.shape[0], 1, *v.shape[2:])
+    flat = v.flatten(2)
+    library = native(flat)
+    square = (_square(flat) if library is None else library.square(flat)).view(v.shape[0], 1, *v.shape[2:])
     inner = _CONV[v.ndim - 2](v.to(low), weight.to(low), None, *geometry)
     return inner, factor * _box_sum(square, weight.shape[2:], geometry)
 
@@ -177,8 +179,12 @@ def convolve(
     in_chart: Chart,
     max_distance: float | None,
     summands: int = 1,
+    scale: float | None = None,
 ) -> Tensor:
-    """`poincare_conv` in the hyperboloid chart; for `summands` see `squared_limit`."""
+    """`poincare_conv` in the hyperboloid chart.
+
+    See `squared_limit` for `summands`, and `hyperplane_normals` for `scale`.
+    """
     spatial = weight.ndim - 2
     if spatial not in _CONV:
         raise ValueError(
@@ -211,9 +217,9 @@ def convolve(
         paddings = [(0, 0)] * spatial
 
     s = beta_ratio(weight.shape[1], math.prod(kernel))
-    normals, norm = unit_normals(weight)
+    normals, norm = hyperplane_normals(weight, c, scale, s)
     geometry = (strides, tuple(p for p, _ in paddings), dilations)
-    inner, square = _inner_op(v, s * normals, s * s, geometry, _low_precision(v))
+    inner, square = _inner_op(v, normals, s * s, geometry, _low_precision(v))
     shape = inner.shape
     limit = squared_limit(c, v, max_distance, summands)
     return hyperplane_points(inner.flatten(2), square.flatten(2), norm, bias, c, limit).view(shape)

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,7 +33,7 @@ from manifold_resnet.functional._checks import (
     full_precision,
     without_autocast,
 )
-from manifold_resnet.functional._hyperplanes import hyperplane_distances, hyperplane_points
+from manifold_resnet.functional._hyperplanes import hyperplane_distances, hyperplane_normals, hyperplane_points
 from manifold_resnet.functional.charts import convert, squared_limit
 
 
@@ -47,13 +46,6 @@ def _squared_norm_backward(grad: Tensor, needs: tuple[bool, ...], v: Tensor, dim
 
 
 squared_norm = differentiable(_squared_norm, _squared_norm_backward, tensors=1)
-
-
-def unit_normals(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Directions (same shape as `weight`) and lengths [K] of hyperplane normals; a zero normal has direction zero."""
-    norm = torch.linalg.vector_norm(weight.flatten(1), dim=1)
-    divisor = norm.clamp_min(torch.finfo(weight.dtype).tiny ** 0.5)
-    return weight / divisor.view([-1] + [1] * (weight.ndim - 1)), norm
 
 
 def check_same_dtype(x: Tensor, weight: Tensor) -> None:
@@ -72,7 +64,12 @@ def check_offsets(bias: Tensor | None, outputs: int) -> None:
 
 
 def _products(
-    x: Tensor, weight: Tensor, bias: Tensor | None, c: Tensor | float, in_chart: Chart
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    c: Tensor | float,
+    in_chart: Chart,
+    scale: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     """What `hyperplane_distances` takes, for each point as an image of one pixel."""
     if weight.ndim != 2:
@@ -88,10 +85,23 @@ def _products(
     weight = full_precision(weight, "weight")
     check_same_dtype(x, weight)
     v = convert(x, in_chart, "tangent", c=c)
-    normals, norm = unit_normals(weight)
+    normals, norm = hyperplane_normals(weight, c, scale)
     with without_autocast(v):  # so small a product is not worth the loss of digits
         inner = F.linear(v, normals)
     return inner.reshape(-1, inner.shape[-1], 1), squared_norm(v, -1).reshape(-1, 1, 1), norm, bias, c
+
+
+def distances(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    c: Tensor | float,
+    in_chart: Chart,
+    scale: float | None = None,
+) -> Tensor:
+    """`poincare_mlr`; see `hyperplane_normals` for `scale`."""
+    return hyperplane_distances(*_products(x, weight, bias, c, in_chart, scale)).view(*x.shape[:-1], weight.shape[0])
 
 
 def transform(
@@ -103,9 +113,13 @@ def transform(
     in_chart: Chart,
     max_distance: float | None,
     summands: int = 1,
+    scale: float | None = None,
 ) -> Tensor:
-    """`poincare_linear` in the hyperboloid chart; for `summands` see `squared_limit`."""
-    products = _products(x, weight, bias, c, in_chart)
+    """`poincare_linear` in the hyperboloid chart.
+
+    See `squared_limit` for `summands`, and `hyperplane_normals` for `scale`.
+    """
+    products = _products(x, weight, bias, c, in_chart, scale)
     limit = squared_limit(c, products[0], max_distance, summands)
     return hyperplane_points(*products, limit).view(*x.shape[:-1], weight.shape[0])
 
@@ -142,7 +156,7 @@ def poincare_mlr(
     -----
     [1]_, sec. 3.1.
     """
-    return hyperplane_distances(*_products(x, weight, bias, c, in_chart)).view(*x.shape[:-1], weight.shape[0])
+    return distances(x, weight, bias, c=c, in_chart=in_chart)
 
 
 def poincare_linear(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._backend import kernel
+from manifold_resnet.functional._backend import kernel, native
 from manifold_resnet.functional._checks import (
     Chart,
     check_chart,
@@ -156,6 +156,11 @@ def _residual(
     chart: Chart,
     relu: bool,
 ) -> Tensor:
+    library = native(x)
+    if library is not None:
+        return library.residual(
+            x, shortcut, c, limit, order == "fr", shortcut_chart == "tangent", chart == "tangent", relu
+        )
     z = _sum(x, shortcut, c, limit, order, shortcut_chart, chart)
     return z.relu_() if relu else z
 
@@ -173,6 +178,13 @@ def _residual_backward(
     chart: Chart,
     relu: bool,
 ) -> tuple[Tensor | None, ...]:
+    library = None if needs[3] else native(x)
+    if library is not None:
+        *gradients, by_c = library.residual_backward(
+            grad, result if relu else None, x, shortcut, c, limit, order == "fr", shortcut_chart == "tangent",
+            chart == "tangent",
+        )  # fmt: skip
+        return *gradients, by_c.sum() if needs[2] else None, None
     if relu:
         grad = torch.ops.aten.threshold_backward(grad, result, 0)
     extra = needs[2] or needs[3]

@@ -120,9 +120,9 @@ class BoundedModule(PoincareModule):
         self.max_distance = max_distance
         self._counts: list[tuple[Tensor, int]] | None = None  # filled while a ClippingMonitor watches
 
-    def _limit(self, like: Tensor) -> Tensor:
+    def _limit(self, c: Tensor, like: Tensor) -> Tensor:
         """The bound as a squared norm in the hyperboloid chart, 0-d."""
-        return squared_limit(self.c, like, self.max_distance, summands=2)
+        return squared_limit(c, like, self.max_distance, summands=2)
 
     def _emitted(self, h: Tensor, chart: Chart, relu: bool = False) -> Tensor:
         """Bounded points in the hyperboloid chart, counted, in another chart."""

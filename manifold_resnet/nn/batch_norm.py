@@ -156,7 +156,7 @@ class _PoincareBatchNorm(BoundedModule):
             mean, variance = mean_of_sums(self.running_sums), self.running_var
         fused = out_chart == "tangent" and self._counts is None
         y, sums, variance = normalise(
-            h, mean, variance, gain, center, c=c, limit=self._limit(h), about=self.mean, scale=self.scale,
+            h, mean, variance, gain, center, c=c, limit=self._limit(c, h), about=self.mean, scale=self.scale,
             eps=self.eps, dim=1, chart="tangent" if fused else "hyperboloid", relu=fused and relu,
         )  # fmt: skip
         if from_batch and self.training:

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from manifold_resnet.functional import (
     expmap0,
     logmap0,
-    poincare_mlr,
 )
 from manifold_resnet.functional._checks import Chart
 from manifold_resnet.functional.conv import _paddings, _per_dim, convolve
-from manifold_resnet.functional.linear import transform
+from manifold_resnet.functional.linear import distances, transform
 from manifold_resnet.nn.base import BoundedModule
 from manifold_resnet.nn.init import initialisation
 
@@ -56,6 +55,7 @@ class _Hyperplanes(BoundedModule):
         fan_in = inputs * math.prod(kernel)
         #: length of a normal per length of the weight's tangent vector at the origin
         self.weight_scale = 2 * math.sqrt(fan_in) if weight_on == "ball" else 1.0
+        self._scale = self.weight_scale if weight_on == "ball" else None
         dtype = ball.isp_c.dtype
         empty = torch.empty(outputs, fan_in, dtype=dtype, device=ball.isp_c.device)
         if weight_on == "ball":
@@ -178,8 +178,9 @@ class PoincareLinear(_Hyperplanes):
         """Map points ``(..., in_features)`` in `in_chart` to points ``(..., out_features)`` in `out_chart`."""
         self._check_points(x, in_chart)
         h = transform(
-            x, self.normals(), self.bias, c=self.c, in_chart=in_chart, max_distance=self.max_distance, summands=2
-        )
+            x, self.weight, self.bias, c=self.c, in_chart=in_chart, max_distance=self.max_distance, summands=2,
+            scale=self._scale,
+        )  # fmt: skip
         return self._emitted(h, out_chart)
 
 
@@ -240,7 +241,7 @@ class PoincareMLR(_Hyperplanes):
     def forward(self, x: Tensor, in_chart: Chart = "ball") -> Tensor:
         """Map points ``(..., in_features)`` in chart `in_chart` to logits ``(..., num_classes)``."""
         self._check_points(x, in_chart)
-        return poincare_mlr(x, self.normals(), self.bias, c=self.c, in_chart=in_chart)
+        return distances(x, self.weight, self.bias, c=self.c, in_chart=in_chart, scale=self._scale)
 
 
 class _PoincareConv(_Hyperplanes):
@@ -276,8 +277,8 @@ class _PoincareConv(_Hyperplanes):
         """Map images of points ``(batch, in_channels, ...)`` to ``(batch, out_channels, ...)``."""
         self._check_points(x, in_chart)
         h = convolve(
-            x, self.normals(), self.bias, self.stride, self.padding, self.dilation,
-            c=self.c, in_chart=in_chart, max_distance=self.max_distance, summands=2,
+            x, self.weight.view(self._shape), self.bias, self.stride, self.padding, self.dilation,
+            c=self.c, in_chart=in_chart, max_distance=self.max_distance, summands=2, scale=self._scale,
         )  # fmt: skip
         return self._emitted(h, out_chart)
 

@@ -201,10 +201,11 @@ class PoincareResidual(BoundedModule):
                 f"x and shortcut must have the same shape, got {tuple(x.shape)} and {tuple(shortcut.shape)}"
             )
         x, shortcut = full_precision(x), full_precision(shortcut, "shortcut")
-        x = convert(x, in_chart, "hyperboloid", c=self.c, dim=self.dim)
+        c = curvature(self.c, x)
+        x = convert(x, in_chart, "hyperboloid", c=c, dim=self.dim)
         fused = out_chart == "tangent" and self._counts is None
         y = residual_sum(
-            x, shortcut, c=curvature(self.c, x), limit=self._limit(x), dim=self.dim, order=self.order,
+            x, shortcut, c=c, limit=self._limit(c, x), dim=self.dim, order=self.order,
             shortcut_chart=shortcut_chart, chart="tangent" if fused else "hyperboloid", relu=fused and relu,
         )  # fmt: skip
         return y if fused else self._emitted(y, out_chart, relu)

@@ -1,0 +1,832 @@
+// The bodies of the Poincare layers for CPUs, each in as few passes over memory as its sums allow.
+//
+// The same formulas as the functions of the same names in manifold_resnet/functional/, which explain them; tests compare
+// the two. Tensors are [B, C, N] and contiguous: images, channels, pixels. Blocks of pixels are dealt to the threads;
+// within a block, loops over pixels are innermost, so that the compiler turns them into vector instructions.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace {
+
+constexpr int64_t W = 128;  // pixels in a block
+
+#ifdef _OPENMP
+#define SIMD _Pragma("omp simd")
+#else
+#define SIMD
+#endif
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+template <typename T> struct Format;
+template <> struct Format<float> {
+  using Bits = int32_t;
+  static constexpr int mantissa = 23, bias = 127, exp_terms = 7, log_terms = 5, series_terms = 5;
+  static constexpr Bits sqrt_half = 0x3f3504f3;
+  static constexpr float ln2_high = 0.693145751953125f, ln2_low = 1.42860677e-6f;
+  static constexpr float sinh_limit = 40, overflow = 80, tiny = 1e-30f, series = 0.05f;
+};
+template <> struct Format<double> {
+  using Bits = int64_t;
+  static constexpr int mantissa = 52, bias = 1023, exp_terms = 14, log_terms = 11, series_terms = 9;
+  static constexpr Bits sqrt_half = 0x3fe6a09e667f3bcd;
+  static constexpr double ln2_high = 0.693147180369123816490, ln2_low = 1.90821492927058770002e-10;
+  static constexpr double sinh_limit = 300, overflow = 700, tiny = 1e-200, series = 0.01;
+};
+
+template <typename T> inline T from_bits(typename Format<T>::Bits b) {
+  T x;
+  std::memcpy(&x, &b, sizeof x);
+  return x;
+}
+
+template <typename T> inline typename Format<T>::Bits to_bits(T x) {
+  typename Format<T>::Bits b;
+  std::memcpy(&b, &x, sizeof b);
+  return b;
+}
+
+// exp(a) - 1 for 0 <= a <= overflow, exact near zero
+template <typename T> inline T expm1(T a) {
+  using F = Format<T>;
+  using Bits = typename F::Bits;
+  // coefficients 1/2!, 1/3!, ...
+  constexpr T k[] = {T(1) / 2, T(1) / 6, T(1) / 24, T(1) / 120, T(1) / 720, T(1) / 5040, T(1) / 40320, T(1) / 362880,
+                     T(1) / 3628800, T(1) / 39916800, T(1) / 479001600, T(1) / 6227020800.0, T(1) / 87178291200.0,
+                     T(1) / 1307674368000.0};
+  const Bits n = static_cast<Bits>(a * T(1.4426950408889634) + T(0.5));
+  const T r = (a - T(n) * F::ln2_high) - T(n) * F::ln2_low;
+  T p = k[F::exp_terms - 1];
+  UNROLL for (int i = F::exp_terms - 2; i >= 0; --i) p = p * r + k[i];
+  const T scale = from_bits<T>((n + F::bias) << F::mantissa);
+  return scale * (r + r * r * p) + (scale - 1);
+}
+
+// log(1 + x) for x >= 0, exact near zero
+template <typename T> inline T log1p(T x) {
+  using F = Format<T>;
+  using Bits = typename F::Bits;
+  const T u = 1 + x;
+  const T lost = x - (u - 1);  // to rounding; where u > 2/eps it is meaningless, and small
+  const Bits b = to_bits(u) - F::sqrt_half;
+  const Bits n = b >> F::mantissa;
+  const T f = from_bits<T>((b & ((Bits(1) << F::mantissa) - 1)) + F::sqrt_half);
+  const T g = (f - 1) + lost * from_bits<T>((F::bias - n) << F::mantissa);
+  const T s = g / (2 + g), z = s * s;
+  T p = T(1) / (2 * F::log_terms + 1);
+  UNROLL for (int i = F::log_terms - 1; i >= 1; --i) p = p * z + T(1) / (2 * i + 1);
+  return T(n) * F::ln2_high + (T(n) * F::ln2_low + (2 * s + 2 * s * z * p));
+}
+
+template <typename T> inline T asinh(T q, T root) {  // root = sqrt(1 + q^2)
+  const T a = std::abs(q);
+  return std::copysign(log1p(a + a * (a / (1 + root))), q);
+}
+
+template <typename T> inline void sinh_cosh(T y, T& sinh, T& cosh) {
+  const T m = expm1(std::abs(y)), r = m / (m + 1);
+  sinh = std::copysign(T(0.5) * (m + r), y);
+  cosh = 1 + T(0.5) * (m - r);
+}
+
+template <typename T> inline T clamp(T x, T bound) { return x < -bound ? -bound : (x > bound ? bound : x); }
+
+// f(t)/t as a function of x = t^2, and its derivative
+template <typename T> inline void sinhc(T x, T& value, T& derivative) {
+  constexpr T k[] = {T(1) / 6, T(2) / 120, T(3) / 5040, T(4) / 362880, T(5) / 39916800, T(6) / 6227020800.0,
+                     T(7) / 1307674368000.0, T(8) / 355687428096000.0};
+  const T t = std::sqrt(x > Format<T>::tiny ? x : Format<T>::tiny);
+  T s, c;
+  sinh_cosh(t, s, c);
+  value = s / t;
+  T p = k[Format<T>::series_terms - 2];
+  UNROLL for (int i = Format<T>::series_terms - 3; i >= 0; --i) p = p * x + k[i];
+  const T y = x > Format<T>::series ? x : Format<T>::series;
+  derivative = x > Format<T>::series ? (c - value) / (2 * y) : p;
+}
+
+template <typename T> inline T asinhc_derivative(T x, T value, T root) {  // root = sqrt(1 + x)
+  constexpr T k[] = {T(-1) / 6, T(2 * 3) / 40, T(-3 * 15) / 336, T(4 * 105) / 3456, T(-5 * 945) / 42240,
+                     T(6 * 10395) / 599040, T(-7 * 135135.0) / 9676800, T(8 * 2027025.0) / 175472640};
+  T p = k[Format<T>::series_terms - 2];
+  UNROLL for (int i = Format<T>::series_terms - 3; i >= 0; --i) p = p * x + k[i];
+  const T y = x > Format<T>::series ? x : Format<T>::series;
+  return x > Format<T>::series ? (1 / root - value) / (2 * y) : p;
+}
+
+template <typename T> inline T asinhc(T x, T root) {
+  const T t = std::sqrt(x > Format<T>::tiny ? x : Format<T>::tiny);
+  return asinh(t, root) / t;
+}
+
+// The factor from tangent vectors of squared norm s to the hyperboloid chart, within sinh's range, and its derivatives
+// (charts.sinh_factor)
+template <typename T> inline void sinh_factor(int64_t count, T root_c, const T* s, T* factor, T* by_s, T* by_c) {
+  const T c = root_c * root_c, end = T(0.25) * Format<T>::sinh_limit * Format<T>::sinh_limit / c;
+  SIMD for (int64_t i = 0; i < count; ++i) {
+    const bool outside = s[i] > end;
+    const T inside = outside ? end : s[i], x = 4 * c * inside, beyond = outside ? s[i] : end;
+    T value, derivative;
+    sinhc(x, value, derivative);
+    const T f = 2 * root_c * value, shrunk = f * std::sqrt(end / beyond);
+    factor[i] = shrunk;
+    by_s[i] = outside ? -T(0.5) * shrunk / beyond : 8 * c * root_c * derivative;
+    by_c[i] = outside ? T(0) : (value + 2 * x * derivative) / root_c;
+  }
+}
+
+// The factor that bounds points of squared norm s in the hyperboloid chart and converts them, and its derivatives
+// (charts.bounded_factor)
+template <typename T>
+inline void bounded_factor(int64_t count, T root_c, T limit, bool tangent, const T* s, T* factor, T* by_s, T* by_c) {
+  const T half = T(0.5) / root_c;
+  SIMD for (int64_t i = 0; i < count; ++i) {
+    const bool outside = s[i] > limit;
+    const T beyond = outside ? s[i] : limit, shrink = std::sqrt(limit / beyond);
+    factor[i] = shrink;
+    by_s[i] = outside ? -T(0.5) * shrink / beyond : T(0);
+    by_c[i] = 0;
+  }
+  if (!tangent) return;
+  SIMD for (int64_t i = 0; i < count; ++i) {
+    const bool outside = s[i] > limit;
+    const T inside = outside ? limit : s[i], root = std::sqrt(1 + inside), value = half * asinhc(inside, root);
+    factor[i] *= value;
+    by_s[i] = outside ? by_s[i] * value : half * asinhc_derivative(inside, value / half, root);
+    by_c[i] = -T(0.5) * factor[i] / (root_c * root_c);
+  }
+}
+
+struct Shape {
+  int64_t images, channels, pixels;
+  int64_t blocks() const { return (pixels + W - 1) / W; }
+};
+
+// Calls body(image, first pixel, number of pixels, sums of this thread) for all blocks, and adds up the sums.
+template <typename Body> void for_blocks(Shape shape, int threads, int64_t n_sums, double* sums, Body body) {
+  const int64_t blocks = shape.blocks(), total = shape.images * blocks;
+  std::vector<double> partial(static_cast<size_t>(n_sums * threads), 0.0);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+#endif
+  {
+#ifdef _OPENMP
+    const int64_t thread = omp_get_thread_num();
+#else
+    const int64_t thread = 0;
+#endif
+    // the same blocks for the same thread, whatever the schedule: results do not change from run to run
+    for (int64_t i = total * thread / threads; i < total * (thread + 1) / threads; ++i) {
+      const int64_t first = (i % blocks) * W;
+      const int64_t count = first + W < shape.pixels ? W : shape.pixels - first;
+      body(i / blocks, first, count, partial.data() + thread * n_sums);
+    }
+  }
+  for (int64_t k = 0; k < n_sums; ++k) {
+    double sum = 0;
+    for (int t = 0; t < threads; ++t) sum += partial[t * n_sums + k];
+    sums[k] = sum;
+  }
+}
+
+template <typename T> void square(Shape d, int threads, const T* v, T* out) {
+  for_blocks(d, threads, 0, nullptr, [=](int64_t b, int64_t first, int64_t count, double*) {
+    T s[W] = {};
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const T* x = v + (b * d.channels + k) * d.pixels + first;
+      SIMD for (int64_t i = 0; i < count; ++i) s[i] += x[i] * x[i];
+    }
+    std::memcpy(out + b * d.pixels + first, s, count * sizeof(T));
+  });
+}
+
+template <typename T>
+void points(Shape d, int threads, const T* inner, const T* square, const T* two_norm, const T* cosh_r, const T* sinh_r,
+            T c, T limit, T* out, T* excess, T* slope) {
+  const T root_c = std::sqrt(c);
+  for_blocks(d, threads, 0, nullptr, [=](int64_t b, int64_t first, int64_t count, double*) {
+    T e[W], cosh[W], s[W] = {};
+    const int64_t pixel = b * d.pixels + first;
+    SIMD for (int64_t i = 0; i < count; ++i) {
+      const T n = square[pixel + i];
+      T value, unused;
+      sinhc(4 * c * n, value, unused);
+      e[i] = 2 * root_c * value;
+      cosh[i] = std::sqrt(1 + e[i] * e[i] * n);
+      slope[pixel + i] = e[i];
+    }
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const T* a = inner + (b * d.channels + k) * d.pixels + first;
+      T* h = out + (b * d.channels + k) * d.pixels + first;
+      const T p = two_norm[k], cr = cosh_r[k], sr = sinh_r[k];
+      SIMD for (int64_t i = 0; i < count; ++i) {
+        const T q = a[i] * (e[i] * cr) - cosh[i] * sr;
+        T sinh, unused;
+        sinh_cosh(clamp(p * asinh(q, std::sqrt(1 + q * q)), Format<T>::sinh_limit), sinh, unused);
+        h[i] = sinh;
+        s[i] += sinh * sinh;
+      }
+    }
+    T most = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      excess[pixel + i] = s[i] > limit ? std::sqrt(s[i] / limit) : T(1);
+      most = s[i] > most ? s[i] : most;
+    }
+    if (!(most > limit)) return;
+    for (int64_t k = 0; k < d.channels; ++k) {
+      T* h = out + (b * d.channels + k) * d.pixels + first;
+      for (int64_t i = 0; i < count; ++i) h[i] /= excess[pixel + i];
+    }
+  });
+}
+
+// sums: [K] for the norms, [K] of q grad_q, [K] of cosh grad_q, [1] c times that for c
+template <typename T>
+void points_backward(Shape d, int threads, const T* grad, const T* h, const T* excess, const T* slope, const T* square,
+                     const T* two_norm, const T* inverse_norm, const T* cosh_r, const T* sinh_r, T c, T limit,
+                     T* grad_inner, T* grad_square, double* sums) {
+  const int64_t K = d.channels;
+  const T root_c = std::sqrt(c), reach = std::sinh(Format<T>::sinh_limit) * T(1 - 1e-5);
+  for_blocks(d, threads, 3 * K + 1, sums, [=](int64_t b, int64_t first, int64_t count, double* sum) {
+    T along[W] = {}, by_grad[W], by_h[W], cosh[W], along_q[W] = {}, along_sinh[W] = {};
+    const int64_t pixel = b * d.pixels + first;
+    const T* excess_b = excess + pixel;
+    const T* slope_b = slope + pixel;
+    const T* square_b = square + pixel;
+    T* grad_square_b = grad_square + pixel;
+    const T c_ = c;
+    const T limit_ = limit;
+    const T root_c_ = root_c;
+    const T reach_ = reach;
+    for (int64_t k = 0; k < K; ++k) {
+      const int64_t at = (b * K + k) * d.pixels + first;
+      const T* grad_k = grad + at;
+      const T* h_k = h + at;
+      SIMD for (int64_t i = 0; i < count; ++i) along[i] += grad_k[i] * h_k[i];
+    }
+    SIMD for (int64_t i = 0; i < count; ++i) {
+      const T x = excess_b[i], e = slope_b[i];
+      by_grad[i] = 1 / x;
+      by_h[i] = -(x > 1 ? T(1) / limit_ : T(0)) * along[i] * by_grad[i];
+      cosh[i] = std::sqrt(1 + e * e * square_b[i]);
+    }
+    for (int64_t k = 0; k < K; ++k) {
+      const int64_t at = (b * K + k) * d.pixels + first;
+      const T* grad_k = grad + at;
+      const T* h_k = h + at;
+      T* grad_inner_k = grad_inner + at;
+      const T p = two_norm[k], inverse = inverse_norm[k], cr = cosh_r[k], sr = sinh_r[k];
+      T by_norm = 0, by_q = 0, by_cosh = 0;
+      _Pragma("omp simd reduction(+ : by_norm, by_q, by_cosh)") for (int64_t i = 0; i < count; ++i) {
+        const T raw = h_k[i] * excess_b[i], root = std::sqrt(1 + raw * raw);
+        const T within = std::abs(raw) < reach_ ? T(1) : T(0);
+        const T grad_y = (by_grad[i] * grad_k[i] + by_h[i] * h_k[i]) * root * within;
+        const T asinh_q = clamp(asinh(raw, root) * inverse, Format<T>::overflow);
+        T q, cosh_q;
+        sinh_cosh(asinh_q, q, cosh_q);
+        const T grad_q = grad_y * p / cosh_q;
+        grad_inner_k[i] = grad_q * (slope_b[i] * cr);
+        along_q[i] += grad_q * q;
+        along_sinh[i] += grad_q * sr;
+        by_norm += grad_y * asinh_q;
+        by_q += grad_q * q;
+        by_cosh += grad_q * cosh[i];
+      }
+      sum[k] += by_norm;
+      sum[K + k] += by_q;
+      sum[2 * K + k] += by_cosh;
+    }
+    T by_c = 0;
+    _Pragma("omp simd reduction(+ : by_c)") for (int64_t i = 0; i < count; ++i) {
+      const T e = slope_b[i], x = 4 * c_ * square_b[i];
+      const T grad_slope = along_q[i] + cosh[i] * along_sinh[i];  // times the slope
+      T unused, derivative;
+      sinhc(x, unused, derivative);
+      const T grad_x = 2 * root_c_ * grad_slope / e * derivative - T(0.25) / root_c_ * along_sinh[i] * e;
+      grad_square_b[i] = 4 * c_ * grad_x;
+      by_c += grad_x * x + T(0.5) * grad_slope;
+    }
+    sum[3 * K] += by_c;
+  });
+}
+
+// sums: [C] of the points, [1] of their time parts minus one
+template <typename T> void mean_sums(Shape d, int threads, const T* h, double* sums) {
+  for_blocks(d, threads, d.channels + 1, sums, [=](int64_t b, int64_t first, int64_t count, double* sum) {
+    T s[W] = {};
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const T* x = h + (b * d.channels + k) * d.pixels + first;
+      T total = 0;
+      _Pragma("omp simd reduction(+ : total)") for (int64_t i = 0; i < count; ++i) {
+        s[i] += x[i] * x[i];
+        total += x[i];
+      }
+      sum[k] += total;
+    }
+    T total = 0;
+    _Pragma("omp simd reduction(+ : total)") for (int64_t i = 0; i < count; ++i)
+        total += s[i] / (1 + std::sqrt(1 + s[i]));
+    sum[d.channels] += total;
+  });
+}
+
+template <typename T> inline T time_of(const T* m, int64_t channels) {
+  T s = 0;
+  for (int64_t k = 0; k < channels; ++k) s += m[k] * m[k];
+  return std::sqrt(1 + s);
+}
+
+// sums: [C] of w^2
+template <typename T>
+void moments(Shape d, int threads, const T* h, const T* m, T c, T* xi, T* log, double* sums) {
+  const T time_m = time_of(m, d.channels), half = T(0.5) / std::sqrt(c);
+  for_blocks(d, threads, d.channels, sums, [=](int64_t b, int64_t first, int64_t count, double* sum) {
+    T s[W] = {}, h_m[W] = {}, b_b[W] = {};
+    const int64_t pixel = b * d.pixels + first;
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const T* x = h + (b * d.channels + k) * d.pixels + first;
+      const T mk = m[k];
+      SIMD for (int64_t i = 0; i < count; ++i) {
+        s[i] += x[i] * x[i];
+        h_m[i] += x[i] * mk;
+      }
+    }
+    T* x_i = xi + pixel;
+    T* l = log + pixel;
+    SIMD for (int64_t i = 0; i < count; ++i) x_i[i] = std::sqrt(1 + s[i]) - h_m[i] / (1 + time_m);
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const T* x = h + (b * d.channels + k) * d.pixels + first;
+      const T mk = m[k];
+      SIMD for (int64_t i = 0; i < count; ++i) {
+        const T v = x[i] - x_i[i] * mk;
+        b_b[i] += v * v;
+      }
+    }
+    SIMD for (int64_t i = 0; i < count; ++i) l[i] = half * asinhc(b_b[i], std::sqrt(1 + b_b[i]));
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const T* x = h + (b * d.channels + k) * d.pixels + first;
+      const T mk = m[k];
+      T total = 0;
+      _Pragma("omp simd reduction(+ : total)") for (int64_t i = 0; i < count; ++i) {
+        const T w = (x[i] - x_i[i] * mk) * l[i];
+        total += w * w;
+      }
+      sum[k] += total;
+    }
+  });
+}
+
+template <typename T>
+void recenter(Shape d, int threads, const T* h, const T* m, const T* xi, const T* log, const T* ratio, const T* beta,
+              T c, T limit, bool tangent, bool relu, T* out) {
+  const T root_c = std::sqrt(c), time_beta = time_of(beta, d.channels);
+  for_blocks(d, threads, 0, nullptr, [=](int64_t b, int64_t first, int64_t count, double*) {
+    const int64_t pixel = b * d.pixels + first;
+    const T root_c_ = root_c;
+    const T limit_ = limit;
+    const T time_beta_ = time_beta;
+    T s[W] = {}, u_beta[W] = {}, time[W], s_y[W] = {};
+    const T* x_i = xi + pixel;
+    const T* l = log + pixel;
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const T* x = h + (b * d.channels + k) * d.pixels + first;
+      const T mk = m[k], rk = ratio[k], bk = beta[k];
+      SIMD for (int64_t i = 0; i < count; ++i) {
+        const T u = (x[i] - x_i[i] * mk) * l[i] * rk;
+        s[i] += u * u;
+        u_beta[i] += u * bk;
+      }
+    }
+    T exp[W], out_y[W], unused[W], unused_too[W];
+    sinh_factor(count, root_c_, s, exp, unused, unused_too);
+    SIMD for (int64_t i = 0; i < count; ++i) {
+      time[i] = std::sqrt(1 + exp[i] * exp[i] * s[i]) + exp[i] * (u_beta[i] / (1 + time_beta_));
+      exp[i] *= l[i];
+    }
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const T* x = h + (b * d.channels + k) * d.pixels + first;
+      const T mk = m[k], rk = ratio[k], bk = beta[k];
+      SIMD for (int64_t i = 0; i < count; ++i) {
+        const T y = exp[i] * ((x[i] - x_i[i] * mk) * rk) + time[i] * bk;
+        s_y[i] += y * y;
+      }
+    }
+    bounded_factor(count, root_c_, limit_, tangent, s_y, out_y, unused, unused_too);
+    SIMD for (int64_t i = 0; i < count; ++i) {
+      exp[i] *= out_y[i];
+      time[i] *= out_y[i];
+    }
+    const T floor = relu ? T(0) : -INFINITY;
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const int64_t at = (b * d.channels + k) * d.pixels + first;
+      const T* h_k = h + at;
+      T* out_k = out + at;
+      const T mk = m[k], rk = ratio[k], bk = beta[k];
+      SIMD for (int64_t i = 0; i < count; ++i) {
+        const T y = exp[i] * ((h_k[i] - x_i[i] * mk) * rk) + time[i] * bk;
+        out_k[i] = y < floor ? floor : y;
+      }
+    }
+  });
+}
+
+// sums: [C] of grad_u w, [C] for beta, [1] for c. `result` is null without ReLU.
+template <typename T>
+void recenter_backward(Shape d, int threads, const T* grad, const T* result, const T* h, const T* m, const T* xi,
+                       const T* log, const T* ratio, const T* beta, T c, T limit, bool tangent, T* grad_u,
+                       double* sums) {
+  const int64_t C = d.channels;
+  const T root_c = std::sqrt(c), time_beta = time_of(beta, C), square_beta = time_beta * time_beta - 1;
+  for_blocks(d, threads, 2 * C + 2, sums, [=](int64_t b, int64_t first, int64_t count, double* sum) {
+    const int64_t pixel = b * d.pixels + first;
+    const T root_c_ = root_c;
+    const T limit_ = limit;
+    const T time_beta_ = time_beta;
+    const T square_beta_ = square_beta;
+    T s[W] = {}, u_beta[W] = {}, g_u[W] = {}, g_beta[W] = {};
+    T by_grad[W], by_u[W], by_beta[W], beta_grad[W], beta_u[W];
+    const T* x_i = xi + pixel;
+    const T* l = log + pixel;
+    for (int64_t k = 0; k < C; ++k) {
+      const int64_t at = (b * C + k) * d.pixels + first;
+      const T* grad_k = grad + at;
+      const T* h_k = h + at;
+      const T mk = m[k], rk = ratio[k], bk = beta[k];
+      const T* y = result ? result + at : nullptr;
+      T* g = grad_u + at;  // the gradient behind the ReLU, for now
+      if (y) {
+        SIMD for (int64_t i = 0; i < count; ++i) g[i] = grad_k[i] * (y[i] > 0 ? T(1) : T(0));
+      } else {
+        std::memcpy(g, grad + at, count * sizeof(T));
+      }
+      SIMD for (int64_t i = 0; i < count; ++i) {
+        const T u = (h_k[i] - x_i[i] * mk) * l[i] * rk;
+        s[i] += u * u;
+        u_beta[i] += u * bk;
+        g_u[i] += g[i] * u;
+        g_beta[i] += g[i] * bk;
+      }
+    }
+    T exp[W], exp_s[W], exp_c[W], time[W], s_y[W], out[W], out_s[W], out_c[W];
+    sinh_factor(count, root_c_, s, exp, exp_s, exp_c);
+    SIMD for (int64_t i = 0; i < count; ++i) {
+      time[i] = std::sqrt(1 + exp[i] * exp[i] * s[i]) + exp[i] * (u_beta[i] / (1 + time_beta_));
+      const T y = exp[i] * exp[i] * s[i] + 2 * exp[i] * time[i] * u_beta[i] + time[i] * time[i] * square_beta_;
+      s_y[i] = y < 0 ? T(0) : y;
+    }
+    bounded_factor(count, root_c_, limit_, tangent, s_y, out, out_s, out_c);
+    T sum_beta = 0, sum_c = 0;
+    _Pragma("omp simd reduction(+ : sum_beta, sum_c)") for (int64_t i = 0; i < count; ++i) {
+      const T e = exp[i], t = time[i], along_beta = u_beta[i] / (1 + time_beta_), time_u = t - e * along_beta;
+      const T grad_y = e * g_u[i] + t * g_beta[i], k = 2 * out_s[i] * grad_y;
+      const T y_u = e * s[i] + t * u_beta[i], y_beta = e * u_beta[i] + t * square_beta_;
+      const T to_u = out[i] * g_u[i] + k * y_u, to_beta = out[i] * g_beta[i] + k * y_beta;
+      const T by_exp = to_u + to_beta * (along_beta + e * s[i] / time_u);
+      const T to_center = to_beta * e / (1 + time_beta_);
+      by_grad[i] = e * out[i];
+      by_u[i] = k * e * e + 2 * by_exp * exp_s[i] + to_beta * e * e / time_u;
+      by_beta[i] = k * e * t + to_center;
+      beta_grad[i] = t * out[i];
+      beta_u[i] = t * k * e + to_center;
+      sum_beta += t * t * k - to_center * along_beta / time_beta_;
+      sum_c += exp_c[i] * by_exp + out_c[i] * grad_y;
+    }
+    sum[2 * C] += sum_beta;
+    sum[2 * C + 1] += sum_c;
+    for (int64_t k = 0; k < C; ++k) {
+      const int64_t at = (b * C + k) * d.pixels + first;
+      const T* h_k = h + at;
+      T* grad_u_k = grad_u + at;
+      const T mk = m[k], rk = ratio[k], bk = beta[k];
+      T along_w = 0, to_beta = 0;
+      _Pragma("omp simd reduction(+ : along_w, to_beta)") for (int64_t i = 0; i < count; ++i) {
+        const T g = grad_u_k[i], w = (h_k[i] - x_i[i] * mk) * l[i], u = w * rk;
+        const T value = by_grad[i] * g + by_u[i] * u + by_beta[i] * bk;
+        grad_u_k[i] = value;
+        along_w += value * w;
+        to_beta += beta_grad[i] * g + beta_u[i] * u;
+      }
+      sum[k] += along_w;
+      sum[C + k] += to_beta;
+    }
+  });
+  for (int64_t k = 0; k < C; ++k) sums[C + k] += sums[2 * C] * beta[k];
+}
+
+// sums: [C] for the mean, [1] for c (through log)
+template <typename T>
+void center_backward(Shape d, int threads, const T* grad_u, const T* h, const T* m, const T* xi, const T* log,
+                     const T* ratio, const T* decay, T c, T* by_h, T* by_m, T* inverse_time, double* sums) {
+  const int64_t C = d.channels;
+  const T time_m = time_of(m, C), square_m = time_m * time_m - 1, root_c = std::sqrt(c);
+  for_blocks(d, threads, C + 2, sums, [=](int64_t b, int64_t first, int64_t count, double* sum) {
+    T g_b[W] = {}, g_m[W] = {}, s[W] = {}, h_m[W] = {};
+    const int64_t pixel = b * d.pixels + first;
+    T* by_h_b = by_h + pixel;
+    T* by_m_b = by_m + pixel;
+    T* inverse_time_b = inverse_time + pixel;
+    const T root_c_ = root_c;
+    const T time_m_ = time_m;
+    const T square_m_ = square_m;
+    const T* x_i = xi + pixel;
+    const T* l = log + pixel;
+    for (int64_t k = 0; k < C; ++k) {
+      const int64_t at = (b * C + k) * d.pixels + first;
+      const T* grad_u_k = grad_u + at;
+      const T* h_k = h + at;
+      const T mk = m[k], rk = ratio[k], dk = decay[k];
+      SIMD for (int64_t i = 0; i < count; ++i) {
+        const T x = h_k[i], v = x - x_i[i] * mk, g = rk * grad_u_k[i] + dk * l[i] * v;
+        g_b[i] += g * v;
+        g_m[i] += g * mk;
+        s[i] += v * v;
+        h_m[i] += x * mk;
+      }
+    }
+    T sum_m = 0, sum_c = 0, mean_h[W];
+    _Pragma("omp simd reduction(+ : sum_m, sum_c)") for (int64_t i = 0; i < count; ++i) {
+      const T along_m = h_m[i] / (1 + time_m_), time = x_i[i] + along_m;
+      const T k = asinhc_derivative(s[i], 2 * root_c_ * l[i], std::sqrt(1 + s[i])) / root_c_ * g_b[i];
+      const T p = (l[i] * g_m[i] + k * (h_m[i] - x_i[i] * square_m_)) / (1 + time_m_);
+      by_h_b[i] = k - p * (1 + time_m_) / time;
+      mean_h[i] = by_m_b[i] = p - k * x_i[i];
+      inverse_time_b[i] = 1 / time;
+      sum_m += k * x_i[i] * x_i[i] - p * along_m / time_m_;
+      sum_c += l[i] * g_b[i];
+    }
+    sum[C] += sum_c;
+    sum[C + 1] += sum_m;
+    for (int64_t k = 0; k < C; ++k) {
+      const int64_t at = (b * C + k) * d.pixels + first;
+      const T* grad_u_k = grad_u + at;
+      const T* h_k = h + at;
+      const T mk = m[k], rk = ratio[k], dk = decay[k];
+      T total = 0;
+      _Pragma("omp simd reduction(+ : total)") for (int64_t i = 0; i < count; ++i) {
+        const T x = h_k[i], g = rk * grad_u_k[i] + dk * l[i] * (x - x_i[i] * mk);
+        total += mean_h[i] * x - x_i[i] * l[i] * g;
+      }
+      sum[k] += total;
+    }
+  });
+  for (int64_t k = 0; k < C; ++k) sums[k] += sums[C + 1] * m[k];
+}
+
+// by_h gets to_excess/time added
+template <typename T>
+void input_backward(Shape d, int threads, const T* grad_u, const T* h, const T* m, const T* xi, const T* log,
+                    const T* ratio, const T* decay, const T* by_h, const T* by_m, const T* inverse_time,
+                    const T* constant, T to_excess, T* out) {
+  for_blocks(d, threads, 0, nullptr, [=](int64_t b, int64_t first, int64_t count, double*) {
+    const int64_t pixel = b * d.pixels + first;
+    const T* by_h_b = by_h + pixel;
+    const T* by_m_b = by_m + pixel;
+    const T* inverse_time_b = inverse_time + pixel;
+    const T to_excess_ = to_excess;
+    const T* x_i = xi + pixel;
+    const T* l = log + pixel;
+    T to_h[W];
+    SIMD for (int64_t i = 0; i < count; ++i) to_h[i] = by_h_b[i] + to_excess_ * inverse_time_b[i];
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const int64_t at = (b * d.channels + k) * d.pixels + first;
+      const T* grad_u_k = grad_u + at;
+      const T* h_k = h + at;
+      T* out_k = out + at;
+      const T mk = m[k], rk = ratio[k], dk = decay[k], ck = constant[k];
+      SIMD for (int64_t i = 0; i < count; ++i) {
+        const T x = h_k[i], g = rk * grad_u_k[i] + dk * l[i] * (x - x_i[i] * mk);
+        out_k[i] = ck + to_h[i] * x + by_m_b[i] * mk + l[i] * g;
+      }
+    }
+  });
+}
+
+template <typename T>
+inline void shortcut_factor(int64_t count, T root_c, bool tangent, const T* s, T* factor, T* by_s, T* by_c) {
+  if (tangent) return sinh_factor(count, root_c, s, factor, by_s, by_c);
+  for (int64_t i = 0; i < count; ++i) {
+    factor[i] = 1;
+    by_s[i] = by_c[i] = 0;
+  }
+}
+
+// What x and the shortcut are multiplied by (residual._factors)
+template <typename T>
+inline void sum_factors(int64_t count, const T* s_x, const T* s_r, const T* inner, const T* exp, bool x_first, T* by_x,
+                        T* by_r) {
+  if (x_first) {
+    SIMD for (int64_t i = 0; i < count; ++i) {
+      by_x[i] = std::sqrt(1 + exp[i] * exp[i] * s_r[i]) + exp[i] * inner[i] / (1 + std::sqrt(1 + s_x[i]));
+      by_r[i] = exp[i];
+    }
+  } else {
+    SIMD for (int64_t i = 0; i < count; ++i) {
+      const T time_r = std::sqrt(1 + exp[i] * exp[i] * s_r[i]);
+      by_x[i] = 1;
+      by_r[i] = exp[i] * (std::sqrt(1 + s_x[i]) + exp[i] * inner[i] / (1 + time_r));
+    }
+  }
+}
+
+template <typename T>
+void residual(Shape d, int threads, const T* x, const T* r, T c, T limit, bool x_first, bool r_tangent, bool tangent,
+              bool relu, T* out) {
+  const T root_c = std::sqrt(c);
+  for_blocks(d, threads, 0, nullptr, [=](int64_t b, int64_t first, int64_t count, double*) {
+    const int64_t pixel = b * d.pixels + first;
+    const T root_c_ = root_c;
+    const T limit_ = limit;
+    T s_x[W] = {}, s_r[W] = {}, inner[W] = {}, s_z[W] = {}, by_x[W], by_r[W];
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const int64_t at = (b * d.channels + k) * d.pixels + first;
+      const T* x_k = x + at;
+      const T* r_k = r + at;
+      SIMD for (int64_t i = 0; i < count; ++i) {
+        s_x[i] += x_k[i] * x_k[i];
+        s_r[i] += r_k[i] * r_k[i];
+        inner[i] += x_k[i] * r_k[i];
+      }
+    }
+    T exp[W], out_z[W], unused[W], unused_too[W];
+    shortcut_factor(count, root_c_, r_tangent, s_r, exp, unused, unused_too);
+    sum_factors(count, s_x, s_r, inner, exp, x_first, by_x, by_r);
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const int64_t at = (b * d.channels + k) * d.pixels + first;
+      const T* x_k = x + at;
+      const T* r_k = r + at;
+      SIMD for (int64_t i = 0; i < count; ++i) {
+        const T z = by_x[i] * x_k[i] + by_r[i] * r_k[i];
+        s_z[i] += z * z;
+      }
+    }
+    bounded_factor(count, root_c_, limit_, tangent, s_z, out_z, unused, unused_too);
+    SIMD for (int64_t i = 0; i < count; ++i) {
+      by_x[i] *= out_z[i];
+      by_r[i] *= out_z[i];
+    }
+    const T floor = relu ? T(0) : -INFINITY;
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const int64_t at = (b * d.channels + k) * d.pixels + first;
+      const T* x_k = x + at;
+      const T* r_k = r + at;
+      T* out_k = out + at;
+      SIMD for (int64_t i = 0; i < count; ++i) {
+        const T z = by_x[i] * x_k[i] + by_r[i] * r_k[i];
+        out_k[i] = z < floor ? floor : z;
+      }
+    }
+  });
+}
+
+// sums: [1] for c. `result` is null without ReLU.
+template <typename T>
+void residual_backward(Shape d, int threads, const T* grad, const T* result, const T* x, const T* r, T c, T limit,
+                       bool x_first, bool r_tangent, bool tangent, T* grad_x, T* grad_r, double* sums) {
+  const T root_c = std::sqrt(c);
+  for_blocks(d, threads, 1, sums, [=](int64_t b, int64_t first, int64_t count, double* sum) {
+    const int64_t pixel = b * d.pixels + first;
+    const T root_c_ = root_c;
+    const T limit_ = limit;
+    T s_x[W] = {}, s_r[W] = {}, inner[W] = {}, g_x[W] = {}, g_r[W] = {};
+    T x_grad[W], x_x[W], mixed[W], r_grad[W], r_r[W];
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const int64_t at = (b * d.channels + k) * d.pixels + first;
+      const T* grad_k = grad + at;
+      const T* result_k = result ? result + at : nullptr;
+      const T* x_k = x + at;
+      const T* r_k = r + at;
+      T* g = grad_x + at;  // the gradient behind the ReLU, for now
+      if (result_k) {
+        SIMD for (int64_t i = 0; i < count; ++i) g[i] = grad_k[i] * (result_k[i] > 0 ? T(1) : T(0));
+      } else {
+        std::memcpy(g, grad + at, count * sizeof(T));
+      }
+      SIMD for (int64_t i = 0; i < count; ++i) {
+        s_x[i] += x_k[i] * x_k[i];
+        s_r[i] += r_k[i] * r_k[i];
+        inner[i] += x_k[i] * r_k[i];
+        g_x[i] += g[i] * x_k[i];
+        g_r[i] += g[i] * r_k[i];
+      }
+    }
+    T exp[W], exp_s[W], exp_c[W], by_x[W], by_r[W], s_z[W], out[W], out_s[W], out_c[W];
+    T to_x[W], to_r[W], to_inner[W], to_s_x[W], to_exp[W], to_s_r[W];
+    shortcut_factor(count, root_c_, r_tangent, s_r, exp, exp_s, exp_c);
+    sum_factors(count, s_x, s_r, inner, exp, x_first, by_x, by_r);
+    SIMD for (int64_t i = 0; i < count; ++i) {
+      const T z = by_x[i] * by_x[i] * s_x[i] + 2 * by_x[i] * by_r[i] * inner[i] + by_r[i] * by_r[i] * s_r[i];
+      s_z[i] = z < 0 ? T(0) : z;
+    }
+    bounded_factor(count, root_c_, limit_, tangent, s_z, out, out_s, out_c);
+    SIMD for (int64_t i = 0; i < count; ++i) {
+      const T k = 2 * out_s[i] * (by_x[i] * g_x[i] + by_r[i] * g_r[i]);
+      to_x[i] = out[i] * g_x[i] + k * (by_x[i] * s_x[i] + by_r[i] * inner[i]);
+      to_r[i] = out[i] * g_r[i] + k * (by_x[i] * inner[i] + by_r[i] * s_r[i]);
+    }
+    if (x_first) {
+      SIMD for (int64_t i = 0; i < count; ++i) {
+        const T e = exp[i], time_x = std::sqrt(1 + s_x[i]), time_r = std::sqrt(1 + e * e * s_r[i]);
+        to_inner[i] = to_x[i] * e / (1 + time_x);
+        to_s_x[i] = -T(0.5) * to_inner[i] * inner[i] / ((1 + time_x) * time_x);
+        to_exp[i] = to_r[i] + to_x[i] * (inner[i] / (1 + time_x) + e * s_r[i] / time_r);
+        to_s_r[i] = T(0.5) * to_x[i] * e * e / time_r;
+      }
+    } else {
+      SIMD for (int64_t i = 0; i < count; ++i) {
+        const T e = exp[i], time_x = std::sqrt(1 + s_x[i]), time_r = std::sqrt(1 + e * e * s_r[i]);
+        to_inner[i] = to_r[i] * e * e / (1 + time_r);
+        const T to_time_r = -to_inner[i] * inner[i] / (1 + time_r);
+        to_s_x[i] = T(0.5) * to_r[i] * e / time_x;
+        to_exp[i] = to_r[i] * (time_x + 2 * e * inner[i] / (1 + time_r)) + to_time_r * e * s_r[i] / time_r;
+        to_s_r[i] = T(0.5) * to_time_r * e * e / time_r;
+      }
+    }
+    T by_c = 0;
+    _Pragma("omp simd reduction(+ : by_c)") for (int64_t i = 0; i < count; ++i) {
+      const T grad_z = by_x[i] * g_x[i] + by_r[i] * g_r[i], k = 2 * out_s[i] * grad_z;
+      by_c += out_c[i] * grad_z + to_exp[i] * exp_c[i];
+      x_grad[i] = out[i] * by_x[i];
+      x_x[i] = k * by_x[i] * by_x[i] + 2 * to_s_x[i];
+      mixed[i] = k * by_x[i] * by_r[i] + to_inner[i];
+      r_grad[i] = out[i] * by_r[i];
+      r_r[i] = k * by_r[i] * by_r[i] + 2 * (to_s_r[i] + to_exp[i] * exp_s[i]);
+    }
+    sum[0] += by_c;
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const int64_t at = (b * d.channels + k) * d.pixels + first;
+      const T* x_k = x + at;
+      const T* r_k = r + at;
+      T* grad_x_k = grad_x + at;
+      T* grad_r_k = grad_r + at;
+      SIMD for (int64_t i = 0; i < count; ++i) {
+        const T g = grad_x_k[i], xi = x_k[i], ri = r_k[i];
+        grad_x_k[i] = x_grad[i] * g + x_x[i] * xi + mixed[i] * ri;
+        grad_r_k[i] = r_grad[i] * g + mixed[i] * xi + r_r[i] * ri;
+      }
+    }
+  });
+}
+
+}  // namespace
+
+#define SHAPE int64_t images, int64_t channels, int64_t pixels, int threads
+#define DIMS {images, channels, pixels}, threads
+
+#define EXPORT(T, SUFFIX)                                                                                             \
+  extern "C" void square_##SUFFIX(SHAPE, const T* v, T* out) { square<T>(DIMS, v, out); }                             \
+  extern "C" void points_##SUFFIX(SHAPE, const T* inner, const T* sq, const T* two_norm, const T* cosh_r,             \
+                                  const T* sinh_r, const T* c, const T* limit, T* out, T* excess, T* slope) {         \
+    points<T>(DIMS, inner, sq, two_norm, cosh_r, sinh_r, *c, *limit, out, excess, slope);                             \
+  }                                                                                                                   \
+  extern "C" void points_backward_##SUFFIX(SHAPE, const T* grad, const T* h, const T* excess, const T* slope,         \
+                                           const T* sq, const T* two_norm, const T* inverse_norm, const T* cosh_r,    \
+                                           const T* sinh_r, const T* c, const T* limit, T* grad_inner,                \
+                                           T* grad_square, double* sums) {                                            \
+    points_backward<T>(DIMS, grad, h, excess, slope, sq, two_norm, inverse_norm, cosh_r, sinh_r, *c, *limit,          \
+                       grad_inner, grad_square, sums);                                                                \
+  }                                                                                                                   \
+  extern "C" void mean_sums_##SUFFIX(SHAPE, const T* h, double* sums) { mean_sums<T>(DIMS, h, sums); }                \
+  extern "C" void moments_##SUFFIX(SHAPE, const T* h, const T* m, const T* c, T* xi, T* log, double* sums) {          \
+    moments<T>(DIMS, h, m, *c, xi, log, sums);                                                                        \
+  }                                                                                                                   \
+  extern "C" void recenter_##SUFFIX(SHAPE, const T* h, const T* m, const T* xi, const T* log, const T* ratio,         \
+                                    const T* beta, const T* c, const T* limit, int tangent, int relu, T* out) {       \
+    recenter<T>(DIMS, h, m, xi, log, ratio, beta, *c, *limit, tangent, relu, out);                                    \
+  }                                                                                                                   \
+  extern "C" void recenter_backward_##SUFFIX(SHAPE, const T* grad, const T* result, const T* h, const T* m,           \
+                                             const T* xi, const T* log, const T* ratio, const T* beta, const T* c,    \
+                                             const T* limit, int tangent, T* grad_u, double* sums) {                  \
+    recenter_backward<T>(DIMS, grad, result, h, m, xi, log, ratio, beta, *c, *limit, tangent, grad_u, sums);          \
+  }                                                                                                                   \
+  extern "C" void center_backward_##SUFFIX(SHAPE, const T* grad_u, const T* h, const T* m, const T* xi, const T* log, \
+                                           const T* ratio, const T* decay, const T* c, T* by_h, T* by_m,              \
+                                           T* inverse_time, double* sums) {                                           \
+    center_backward<T>(DIMS, grad_u, h, m, xi, log, ratio, decay, *c, by_h, by_m, inverse_time, sums);                \
+  }                                                                                                                   \
+  extern "C" void input_backward_##SUFFIX(SHAPE, const T* grad_u, const T* h, const T* m, const T* xi, const T* log,  \
+                                          const T* ratio, const T* decay, const T* by_h, const T* by_m,               \
+                                          const T* inverse_time, const T* constant, const T* to_excess, T* out) {     \
+    input_backward<T>(DIMS, grad_u, h, m, xi, log, ratio, decay, by_h, by_m, inverse_time, constant, *to_excess,      \
+                      out);                                                                                           \
+  }                                                                                                                   \
+  extern "C" void residual_##SUFFIX(SHAPE, const T* x, const T* r, const T* c, const T* limit, int x_first,           \
+                                    int r_tangent, int tangent, int relu, T* out) {                                   \
+    residual<T>(DIMS, x, r, *c, *limit, x_first, r_tangent, tangent, relu, out);                                      \
+  }                                                                                                                   \
+  extern "C" void residual_backward_##SUFFIX(SHAPE, const T* grad, const T* result, const T* x, const T* r,           \
+                                             const T* c, const T* limit, int x_first, int r_tangent, int tangent,     \
+                                             T* grad_x, T* grad_r, double* sums) {                                    \
+    residual_backward<T>(DIMS, grad, result, x, r, *c, *limit, x_first, r_tangent, tangent, grad_x, grad_r, sums);    \
+  }
+
+EXPORT(float, float32)
+EXPORT(double, float64)
