@@ -137,15 +137,16 @@ def _broken(backend: Backend, error: Exception) -> None:
     )
 
 
-def native(x: Tensor) -> Library | None:
-    """The C++ kernels, if they are to be used for pixels shaped as `x` ``[B, C, N]``."""
+def native(x: Tensor, pixels: int | None = None) -> Library | None:
+    """The C++ kernels, if they are to be used for images like `x`, ``[B, C, ...]`` (or with so many pixels in all)."""
     if x.device.type != "cpu" or torch.is_grad_enabled() or _transformed() or not _State.native:
         return None
     backend = get_backend()
     if backend == "eager" or (_State.broken is not None and backend == "auto"):
         return None
-    images, _, pixels = x.shape
-    if images * pixels < (1 if backend == "compiled" else _WORTHWHILE):
+    if pixels is None:
+        pixels = x.numel() // max(x.shape[1], 1)
+    if pixels < (1 if backend == "compiled" else _WORTHWHILE):
         return None
     if type(x) not in (Tensor, Parameter) or x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
         return None

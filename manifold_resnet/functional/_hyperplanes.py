@@ -14,12 +14,15 @@ from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._backend import kernel, native
+from manifold_resnet.functional._backend import _WORTHWHILE, kernel, native
 from manifold_resnet.functional.charts import sinh_limit
 
 
 def _directions(weight: Tensor, c: Tensor, scale: float | None, factor: float) -> tuple[Tensor, Tensor]:
     """Unit normals times `factor`, and their lengths [K]; `scale` is None for normals themselves."""
+    library = native(weight, _WORTHWHILE)
+    if library is not None:
+        return library.directions(weight, c, scale, factor)
     radius = torch.linalg.vector_norm(weight.flatten(1), dim=1)
     directions = weight * (factor * _inverse(radius)).view([-1] + [1] * (weight.ndim - 1))
     if scale is None:
@@ -43,6 +46,10 @@ def _directions_backward(
     scale: float | None,
     factor: float,
 ) -> tuple[Tensor | None, Tensor | None]:
+    library = native(weight, _WORTHWHILE)
+    if library is not None:
+        grad_weight, grad_c = library.directions_backward(*grads, weight, c, scale, factor)
+        return grad_weight, grad_c if needs[1] and scale is not None else None
     rows = weight.flatten(1)
     radius = torch.linalg.vector_norm(rows, dim=1)
     inverse = _inverse(radius).unsqueeze(1)
@@ -201,10 +208,10 @@ def _hyperplanes(
     c: Tensor,
     limit: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    parameters = _channels(2 * norm), *_offset_terms(offset, norm, c)
     library = None if limit is None else native(inner)
     if library is not None and limit is not None:
-        return library.points(inner, square, *parameters, c, limit)
+        return library.hyperplanes(inner, square, norm, offset, c, limit)
+    parameters = _channels(2 * norm), *_offset_terms(offset, norm, c)
     slope, cosh = _slopes(square, c)
     if limit is None:
         return _distances(inner, slope, cosh, *parameters) * c.rsqrt(), torch.ones_like(slope), slope
@@ -227,43 +234,40 @@ def _hyperplanes_backward(
     grad, grad_excess = grads[0], grads[1]
     if grad is None:
         grad = torch.zeros_like(result)
+    library = None if limit is None or needs[5] or grad_excess is not None else native(result)
+    if library is not None and limit is not None:
+        gradients = library.hyperplanes_backward(grad, result, excess, slope, square, norm, offset, c, limit)
+        return *gradients[:3], None if offset is None else gradients[3], gradients[4] if needs[4] else None, None
     two_norm = _channels(2 * norm)
     inverse_norm = 1 / two_norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
     cosh_r, sinh_r = _offset_terms(offset, norm, c)
     tanh_r = sinh_r / cosh_r
     grad_limit = grad_c = grad_offset = None
-    library = None if limit is None or needs[5] or grad_excess is not None else native(result)
-    if library is not None and limit is not None:
-        grad_inner, grad_square, by_norm, by_q, by_cosh, by_c = library.points_backward(
-            grad, result, excess, slope, square, two_norm, inverse_norm, cosh_r, sinh_r, c, limit
-        )
+    if torch.is_grad_enabled():  # a second derivative goes through the slope as well
+        slope, cosh = _slopes(square, c)
     else:
-        if torch.is_grad_enabled():  # a second derivative goes through the slope as well
-            slope, cosh = _slopes(square, c)
-        else:
-            cosh = torch.sqrt(1 + slope * slope * square)
-        if limit is None:
-            terms = grad * c.rsqrt(), result * c.sqrt()
-            body = _distances_backward
-        else:
-            by_grad, by_h = _unbounding(grad, result, excess, limit)
-            if needs[5]:
-                grad_limit = -0.5 * (by_h * excess * (result * result).sum(1, keepdim=True)).sum() / limit
-            if grad_excess is not None:  # only a second derivative uses it
-                outside = _even.above(excess, 1)
-                by_h = by_h + outside * grad_excess / limit
-                if grad_limit is not None:
-                    grad_limit = grad_limit - 0.5 * (outside * grad_excess * excess).sum() / limit
-            terms = grad, result, by_grad, by_h, excess
-            body = _points_backward
-        grad_inner, *along = body(*terms, slope, two_norm, inverse_norm, cosh_r)
-        *sums, along_q, along_sinh = _backward_sums(grad_inner, *along, slope, cosh, tanh_r)
-        grad_square, by_c = _square_backward(along_q, along_sinh, slope, cosh, square, c, needs[4])
-        by_norm, by_q, by_cosh = (t.sum(0) for t in sums)
-        by_cosh = by_cosh / cosh_r.flatten()
+        cosh = torch.sqrt(1 + slope * slope * square)
+    if limit is None:
+        terms = grad * c.rsqrt(), result * c.sqrt()
+        body = _distances_backward
+    else:
+        by_grad, by_h = _unbounding(grad, result, excess, limit)
+        if needs[5]:
+            grad_limit = -0.5 * (by_h * excess * (result * result).sum(1, keepdim=True)).sum() / limit
+        if grad_excess is not None:  # only a second derivative uses it
+            outside = _even.above(excess, 1)
+            by_h = by_h + outside * grad_excess / limit
+            if grad_limit is not None:
+                grad_limit = grad_limit - 0.5 * (outside * grad_excess * excess).sum() / limit
+        terms = grad, result, by_grad, by_h, excess
+        body = _points_backward
+    grad_inner, *along = body(*terms, slope, two_norm, inverse_norm, cosh_r)
+    *sums, along_q, along_sinh = _backward_sums(grad_inner, *along, slope, cosh, tanh_r)
+    grad_square, by_c = _square_backward(along_q, along_sinh, slope, cosh, square, c, needs[4])
+    by_norm, by_q, by_cosh = (t.sum(0) for t in sums)
     if offset is not None and (needs[3] or needs[4]):
         reach = (2 * c.sqrt() * offset).abs() < 0.5 * sinh_limit(grad.dtype)
-        along_r = by_q * tanh_r.flatten() - by_cosh / cosh_r.flatten()
+        along_r = by_q * tanh_r.flatten() - by_cosh / cosh_r.flatten().square()
         grad_offset = 2 * c.sqrt() * reach * along_r
     if needs[4]:
         grad_c = by_c.sum() / c

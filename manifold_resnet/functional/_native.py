@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -27,6 +27,8 @@ _FLAGS = [
     "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=c++17", "-shared",
     "-fPIC",
 ]  # fmt: skip
+_int64, _double, _pointer = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # strides, paddings, dilations
 _TYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 
@@ -118,160 +120,154 @@ class Library:
         self._library = ctypes.CDLL(str(build()))
         self._functions: dict[tuple[str, torch.dtype], Callable[..., None]] = {}
 
-    def _function(self, name: str, dtype: torch.dtype) -> Callable[..., None]:
-        function = self._functions.get((name, dtype))
+    def _run(self, name: str, x: Tensor, *args: Tensor | int | float | None) -> None:
+        """Run a kernel on pixels shaped as `x` ``[B, C, N]``. Tensors must be contiguous."""
+        function = self._functions.get((name, x.dtype))
         if function is None:
-            function = self._functions[name, dtype] = self._library[f"{name}_{_TYPES[dtype]}"]
+            function = self._functions[name, x.dtype] = self._library[f"{name}_{_TYPES[x.dtype]}"]
             function.restype = None  # type: ignore[attr-defined]
-        return function
-
-    def _run(self, name: str, x: Tensor, *args: Tensor | int | None) -> None:
-        """Run a kernel on pixels shaped as `x` ``[B, C, N]``."""
         images, channels, pixels = x.shape
-        kept = [a.contiguous() if isinstance(a, Tensor) else a for a in args]  # alive until the kernel is done
-        self._function(name, x.dtype)(
-            ctypes.c_int64(images),
-            ctypes.c_int64(channels),
-            ctypes.c_int64(pixels),
+        function(
+            _int64(images),
+            _int64(channels),
+            _int64(pixels),
             torch.get_num_threads(),
-            *[ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in kept],
+            *[
+                _pointer(a.data_ptr()) if isinstance(a, Tensor) else _double(a) if isinstance(a, float) else a
+                for a in args
+            ],
         )
 
-    def square(self, v: Tensor) -> Tensor:
-        """`conv._square`."""
-        out = _pixels(v)
-        self._run("square", v, v, out)
+    def directions(self, weight: Tensor, c: Tensor, scale: float | None, factor: float) -> tuple[Tensor, Tensor]:
+        """`_hyperplanes._directions`."""
+        weight = weight.contiguous()
+        out, norm = torch.empty_like(weight), weight.new_empty(weight.shape[0])
+        self._run("directions", _rows(weight), weight, c, -1.0 if scale is None else scale, factor, out, norm)
+        return out, norm
+
+    def directions_backward(
+        self,
+        grad: Tensor | None,
+        grad_norm: Tensor | None,
+        weight: Tensor,
+        c: Tensor,
+        scale: float | None,
+        factor: float,
+    ) -> tuple[Tensor, Tensor]:
+        """`_hyperplanes._directions_backward`."""
+        weight, grad, grad_norm = weight.contiguous(), _contiguous(grad), _contiguous(grad_norm)
+        out, by_c = torch.empty_like(weight), _sums(1)
+        scale = -1.0 if scale is None else scale
+        self._run("directions_backward", _rows(weight), grad, grad_norm, weight, c, scale, factor, out, by_c)
+        return out, by_c.to(weight.dtype).view(())
+
+    def window_squares(self, v: Tensor, kernel: Sequence[int], geometry: Geometry, factor: float) -> Tensor:
+        """Of 1d or 2d images: the windows' sums of squares, in `conv._inner`."""
+        v = v.contiguous()
+        window = _window(v, kernel, geometry)
+        sizes = window[2:4][-len(kernel) :]
+        squares, out = v.new_empty(v.shape[0], 1, v[0, 0].numel()), v.new_empty(v.shape[0], 1, *sizes)
+        self._run("window_squares", v.flatten(2), v, *map(_int64, window), factor, squares, out)
         return out
 
-    def points(
-        self,
-        inner: Tensor,
-        square: Tensor,
-        two_norm: Tensor,
-        cosh_r: Tensor,
-        sinh_r: Tensor,
-        c: Tensor,
-        limit: Tensor,
+    def window_squares_backward(
+        self, grad: Tensor, v: Tensor, kernel: Sequence[int], geometry: Geometry, factor: float, grad_v: Tensor
+    ) -> Tensor:
+        """Add the gradient for `v` of `window_squares` to `grad_v`."""
+        grad, v, grad_v = grad.contiguous(), v.contiguous(), grad_v.contiguous()
+        window = _window(v, kernel, geometry)
+        self._run("window_squares_backward", v.flatten(2), grad, v, *map(_int64, window), factor, grad_v)
+        return grad_v
+
+    def hyperplanes(
+        self, inner: Tensor, square: Tensor, norm: Tensor, offset: Tensor | None, c: Tensor, limit: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`_hyperplanes._points`, in the memory of `inner` if possible."""
+        """`_hyperplanes._hyperplanes`, in the memory of `inner` if possible."""
         inner = inner.to(square.dtype).contiguous()
         inner = inner.new_empty(0).set_(inner)  # autograd does not want to see an input again
         excess, slope = _pixels(inner), _pixels(inner)
-        self._run("points", inner, inner, square, two_norm, cosh_r, sinh_r, c, limit, inner, excess, slope)
+        square, offset = square.contiguous(), _contiguous(offset)
+        self._run("hyperplanes", inner, inner, square, norm, offset, c, limit, inner, excess, slope)
         return inner, excess, slope
 
-    def points_backward(
+    def hyperplanes_backward(
         self,
         grad: Tensor,
         h: Tensor,
         excess: Tensor,
         slope: Tensor,
         square: Tensor,
-        two_norm: Tensor,
-        inverse_norm: Tensor,
-        cosh_r: Tensor,
-        sinh_r: Tensor,
+        norm: Tensor,
+        offset: Tensor | None,
         c: Tensor,
         limit: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Gradients for inner products and squared norms, and the sums of `_hyperplanes._differentiate`."""
-        grad_inner, grad_square, sums = _like(h), _pixels(h), _sums(3 * h.shape[1] + 1)
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Gradients for the first five arguments of `_hyperplanes._hyperplanes`."""
+        outputs = h.shape[1]
+        grad_inner, grad_square, sums = torch.empty_like(h), _pixels(h), _sums(2 * outputs + 1)
+        grad, square, offset = grad.contiguous(), square.contiguous(), _contiguous(offset)
         self._run(
-            "points_backward", h, grad, h, excess, slope, square, two_norm, inverse_norm, cosh_r, sinh_r, c, limit,
-            grad_inner, grad_square, sums,
+            "hyperplanes_backward", h, grad, h, excess, slope, square, norm, offset, c, limit, grad_inner, grad_square,
+            sums,
         )  # fmt: skip
-        by_norm, by_q, by_cosh, by_c = sums.to(h.dtype).split([h.shape[1]] * 3 + [1])
-        return grad_inner, grad_square, by_norm, by_q, by_cosh, by_c
+        by_norm, by_offset, by_c = sums.to(h.dtype).split([outputs, outputs, 1])
+        return grad_inner, grad_square, by_norm, by_offset, by_c.view(())
 
-    def mean_sums(self, h: Tensor) -> Tensor:
-        """`batch_norm._mean_sums`."""
-        sums = _sums(h.shape[1] + 1)
-        self._run("mean_sums", h, h, sums)
-        return (sums / (h.shape[0] * h.shape[2])).to(h.dtype)
-
-    def moments(self, h: Tensor, m: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`batch_norm._moments`."""
-        xi, log, sums = _pixels(h), _pixels(h), _sums(h.shape[1])
-        self._run("moments", h, h, m, c, xi, log, sums)
-        return xi, log, (sums / (h.shape[0] * h.shape[2])).to(h.dtype)
-
-    def recenter(
+    def batch_norm(
         self,
         h: Tensor,
-        m: Tensor,
-        xi: Tensor,
-        log: Tensor,
-        ratio: Tensor,
-        beta: Tensor,
+        mean: Tensor | None,
+        variance: Tensor | None,
+        gain: Tensor,
+        center: Tensor,
         c: Tensor,
         limit: Tensor,
+        eps: float,
         tangent: bool,
         relu: bool,
-    ) -> Tensor:
-        """`batch_norm._recenter` and ReLU."""
-        out = _like(h)
-        self._run("recenter", h, h, m, xi, log, ratio, beta, c, limit, tangent, relu, out)
-        return out
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """`batch_norm._batch_norm`."""
+        h = h.contiguous()
+        out, xi, log, channels = torch.empty_like(h), _pixels(h), _pixels(h), h.shape[1]
+        statistics = h.new_empty(2 * channels + 1)
+        given = _contiguous(mean), _contiguous(variance), gain.contiguous(), center.contiguous()
+        self._run("batch_norm", h, h, *given, c, limit, float(eps), tangent, relu, out, xi, log, statistics)
+        sums, variance = statistics.split([channels + 1, channels])
+        return out, sums, variance, xi, log
 
-    def recenter_backward(
+    def batch_norm_backward(
         self,
         grad: Tensor,
         result: Tensor | None,
         h: Tensor,
-        m: Tensor,
-        xi: Tensor,
-        log: Tensor,
-        ratio: Tensor,
-        beta: Tensor,
+        mean: Tensor | None,
+        variance: Tensor | None,
+        gain: Tensor,
+        center: Tensor,
         c: Tensor,
         limit: Tensor,
+        sums: Tensor,
+        batch_variance: Tensor,
+        xi: Tensor,
+        log: Tensor,
+        eps: float,
         tangent: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`batch_norm._recenter_backward`."""
-        channels = h.shape[1]
-        grad_u, sums = _like(h), _sums(2 * channels + 2)
-        self._run("recenter_backward", h, grad, result, h, m, xi, log, ratio, beta, c, limit, tangent, grad_u, sums)
-        along_w, grad_beta, _, by_c = sums.to(h.dtype).split([channels, channels, 1, 1])
-        return grad_u, along_w, grad_beta, by_c
-
-    def center_backward(
-        self,
-        grad_u: Tensor,
-        h: Tensor,
-        m: Tensor,
-        xi: Tensor,
-        log: Tensor,
-        ratio: Tensor,
-        decay: Tensor,
-        c: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """`batch_norm._center_backward`."""
-        by_h, by_m, inverse_time, sums = _pixels(h), _pixels(h), _pixels(h), _sums(h.shape[1] + 2)
-        self._run("center_backward", h, grad_u, h, m, xi, log, ratio, decay, c, by_h, by_m, inverse_time, sums)
-        grad_mean, by_c, _ = sums.to(h.dtype).split([h.shape[1], 1, 1])
-        return by_h, by_m, inverse_time, grad_mean, by_c
-
-    def input_backward(
-        self,
-        grad_u: Tensor,
-        h: Tensor,
-        m: Tensor,
-        xi: Tensor,
-        log: Tensor,
-        ratio: Tensor,
-        decay: Tensor,
-        by_h: Tensor,
-        by_m: Tensor,
-        inverse_time: Tensor,
-        constant: Tensor,
-        to_excess: Tensor,
-    ) -> Tensor:
-        """`batch_norm._input_backward`, in place of `grad_u`."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Gradients for the first six arguments of `batch_norm._batch_norm`."""
+        grad, h, channels = grad.contiguous(), h.contiguous(), h.shape[1]
+        grad_h, scratch, gradients = (
+            torch.empty_like(h),
+            h.new_empty(3, h.shape[0], h.shape[2]),
+            _sums(4 * channels + 1),
+        )
+        given = _contiguous(mean), _contiguous(variance), gain.contiguous(), center.contiguous()
+        statistics = torch.cat([sums, batch_variance])
         self._run(
-            "input_backward", h, grad_u, h, m, xi, log, ratio, decay, by_h, by_m, inverse_time, constant, to_excess,
-            grad_u,
+            "batch_norm_backward", h, grad, result, h, *given, c, limit, float(eps), tangent, xi, log, statistics,
+            grad_h, scratch, gradients,
         )  # fmt: skip
-        return grad_u
+        *by_vectors, by_c = gradients.to(h.dtype).split([channels] * 4 + [1])
+        return grad_h, *by_vectors, by_c.view(())  # type: ignore[return-value]
 
     def residual(
         self,
@@ -285,7 +281,8 @@ class Library:
         relu: bool,
     ) -> Tensor:
         """`residual._sum` and ReLU."""
-        out = _like(x)
+        x, shortcut = x.contiguous(), shortcut.contiguous()
+        out = torch.empty_like(x)
         self._run("residual", x, x, shortcut, c, limit, x_first, shortcut_tangent, tangent, relu, out)
         return out
 
@@ -302,16 +299,33 @@ class Library:
         tangent: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`residual._sum_backward`."""
-        grad_x, grad_shortcut, sums = _like(x), _like(x), _sums(1)
+        grad, x, shortcut = grad.contiguous(), x.contiguous(), shortcut.contiguous()
+        grad_x, grad_shortcut, sums = torch.empty_like(x), torch.empty_like(x), _sums(1)
         self._run(
             "residual_backward", x, grad, result, x, shortcut, c, limit, x_first, shortcut_tangent, tangent, grad_x,
             grad_shortcut, sums,
         )  # fmt: skip
-        return grad_x, grad_shortcut, sums.to(x.dtype)
+        return grad_x, grad_shortcut, sums.to(x.dtype).view(())
 
 
-def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _rows(weight: Tensor) -> Tensor:
+    return weight.view(weight.shape[0], 1, -1)
+
+
+def _window(v: Tensor, kernel: Sequence[int], geometry: Geometry) -> list[int]:
+    """Sizes of the images and of the result, kernel, strides, paddings, dilations; all two-dimensional."""
+    flat = len(kernel) == 1
+    size, kernel_size = [*[1] * flat, *v.shape[2:]], [*[1] * flat, *kernel]
+    strides, paddings, dilations = ([*[neutral] * flat, *g] for neutral, g in zip((1, 0, 1), geometry, strict=True))
+    out = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(size, kernel_size, strides, paddings, dilations, strict=True)
+    ]
+    return [*size, *out, *kernel_size, *strides, *paddings, *dilations]
 
 
 def _pixels(x: Tensor) -> Tensor:

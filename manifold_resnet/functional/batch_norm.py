@@ -73,9 +73,6 @@ def _sums(h: Tensor) -> tuple[Tensor, Tensor]:
 
 def _mean_sums(h: Tensor) -> Tensor:
     """[C + 1]: the mean of the points, and of their time part minus one."""
-    library = native(h)
-    if library is not None:
-        return library.mean_sums(h)
     points, excess = _sums(h)
     return torch.cat([points.sum(0), excess.sum(0)]) / (h.shape[0] * h.shape[2])
 
@@ -257,9 +254,6 @@ def _input_backward(
 
 def _moments(h: Tensor, m: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`xi`, `log`, and the second moments [C] of w."""
-    library = native(h)
-    if library is not None:
-        return library.moments(h, m, c)
     xi, log = _center(h, m, c)
     return xi, log, _second_moment(h, m, xi, log).sum(0) / max(h.shape[0] * h.shape[2], 1)
 
@@ -280,10 +274,7 @@ def _recenter_backward(
     by_limit: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradient for u, [C] its product with w, gradients for beta [C], c and the bound. `result` masks a ReLU."""
-    library = None if by_limit else native(h)
     terms = h, m, xi, log, ratio, beta
-    if library is not None:
-        return *library.recenter_backward(grad, result, *terms, c, limit, chart == "tangent"), None
     if result is not None:
         grad = torch.ops.aten.threshold_backward(grad, result, 0)
     products = _recenter_products(grad, *terms)
@@ -311,10 +302,7 @@ def _center_backward(
     c: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Coefficients of h and m in the gradient for h, 1/time, the gradient for m [C], and what log adds to that for c."""
-    library = native(h)
     terms = grad_u, h, m, xi, log, ratio, decay
-    if library is not None:
-        return library.center_backward(*terms, c)
     by_h, by_m, inverse_time, m_by_m, by_c = _center_coefficients(*_center_products(*terms), xi, log, (m * m).sum(), c)
     return by_h, by_m, inverse_time, _mean_backward(*terms, by_m).sum(0) + m_by_m.sum() * m.flatten(), by_c
 
@@ -332,6 +320,9 @@ def _batch_norm(
     relu: bool,
 ) -> tuple[Tensor, ...]:
     """The result; the batch's sums [C + 1] and variance [C] (or those given); `xi` and `log`."""
+    library = native(h)
+    if library is not None:
+        return library.batch_norm(h, mean, variance, gain, center, c, limit, eps, chart == "tangent", relu)
     if mean is None:
         sums = _mean_sums(h)
         mean = mean_of_sums(sums)
@@ -341,9 +332,6 @@ def _batch_norm(
     xi, log, second_moment = _moments(h, m, c)
     variance = second_moment if variance is None else variance.clone()  # outputs must not be inputs
     terms = h, m, xi, log, _channels(gain * torch.rsqrt(variance + eps)), _channels(center), c, limit
-    library = native(h)
-    if library is not None:
-        return library.recenter(*terms, chart == "tangent", relu), sums, variance, xi, log
     y = _recenter(*terms, chart)
     return y.relu_() if relu else y, sums, variance, xi, log
 
@@ -370,6 +358,15 @@ def _batch_norm_backward(
     grad = grads[0]
     if grad is None:  # the other outputs pass no gradients
         return (None,) * 7
+    library = None if needs[6] else native(h)
+    if library is not None:
+        grad_h, *by_vectors, by_c = library.batch_norm_backward(
+            grad, result if relu else None, h, mean, variance, gain, center, c, limit, sums, batch_variance, xi, log,
+            eps, chart == "tangent",
+        )  # fmt: skip
+        for given, i in ((mean, 0), (variance, 1)):
+            by_vectors[i] = None if given is None else by_vectors[i]
+        return grad_h, *by_vectors, by_c if needs[5] else None, None
     count = max(h.shape[0] * h.shape[2], 1)
     used_mean, used_variance = mean, batch_variance if variance is None else variance
     again = torch.is_grad_enabled()  # a second derivative goes through these as well
@@ -399,11 +396,7 @@ def _batch_norm_backward(
     if mean is None:
         to_points, to_excess = _normalise_backward(grad_mean / count, (True, True), sums[:-1], sums[-1:], 0)
         constant = _channels(to_points)
-    library = native(h)
-    if library is not None:
-        grad_h = library.input_backward(grad_u, *terms, by_h, by_m, inverse_time, constant, to_excess)
-    else:
-        grad_h = _input_backward(grad_u, *terms, by_h + to_excess * inverse_time, by_m, constant)
+    grad_h = _input_backward(grad_u, *terms, by_h + to_excess * inverse_time, by_m, constant)
     return (
         grad_h,
         None if mean is None else grad_mean,

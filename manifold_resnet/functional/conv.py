@@ -32,11 +32,11 @@ from manifold_resnet.functional._checks import (
     full_precision,
 )
 from manifold_resnet.functional._hyperplanes import hyperplane_normals, hyperplane_points
+from manifold_resnet.functional._native import Geometry
 from manifold_resnet.functional.charts import convert, squared_limit
 from manifold_resnet.functional.linear import check_offsets, check_same_dtype
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # strides, paddings, dilations
 
 
 def _low_precision(v: Tensor) -> torch.dtype:
@@ -96,7 +96,7 @@ def _windows(size: int, k: int, s: int, d: int) -> Iterator[slice]:
     return (slice(j * d, j * d + (count - 1) * s + 1, s) for j in range(k))
 
 
-def _box_sum(x: Tensor, kernel: Sequence[int], geometry: _Geometry) -> Tensor:
+def _box_sum(x: Tensor, kernel: Sequence[int], geometry: Geometry) -> Tensor:
     """Sum over each window."""
     strides, paddings, dilations = geometry
     if any(paddings):
@@ -108,7 +108,7 @@ def _box_sum(x: Tensor, kernel: Sequence[int], geometry: _Geometry) -> Tensor:
     return x
 
 
-def _box_sum_adjoint(x: Tensor, size: Sequence[int], kernel: Sequence[int], geometry: _Geometry) -> Tensor:
+def _box_sum_adjoint(x: Tensor, size: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Tensor:
     """From the windows back to an image of `size`: each pixel gets the sum over the windows it is in."""
     for i, (n, k, s, p, d) in enumerate(zip(size, kernel, *geometry, strict=True)):
         dims = (slice(None),) * (2 + i)
@@ -126,13 +126,16 @@ def _square(v: Tensor) -> Tensor:
     return (v * v).sum(1, keepdim=True)
 
 
-def _inner(v: Tensor, weight: Tensor, factor: float, geometry: _Geometry, low: torch.dtype) -> tuple[Tensor, Tensor]:
+def _inner(v: Tensor, weight: Tensor, factor: float, geometry: Geometry, low: torch.dtype) -> tuple[Tensor, Tensor]:
     """Inner products with the kernels, and the patches' squared norms times `factor`."""
-    flat = v.flatten(2)
-    library = native(flat)
-    square = (_square(flat) if library is None else library.square(flat)).view(v.shape[0], 1, *v.shape[2:])
+    library = native(v) if v.ndim < 5 else None
+    if library is not None:
+        squares = library.window_squares(v, weight.shape[2:], geometry, factor)
+    else:
+        square = _square(v.flatten(2)).view(v.shape[0], 1, *v.shape[2:])
+        squares = factor * _box_sum(square, weight.shape[2:], geometry)
     inner = _CONV[v.ndim - 2](v.to(low), weight.to(low), None, *geometry)
-    return inner, factor * _box_sum(square, weight.shape[2:], geometry)
+    return inner, squares
 
 
 def _inner_backward(
@@ -141,7 +144,7 @@ def _inner_backward(
     v: Tensor,
     weight: Tensor,
     factor: float,
-    geometry: _Geometry,
+    geometry: Geometry,
     low: torch.dtype,
 ) -> tuple[Tensor | None, Tensor | None]:
     grad, grad_square = grads
@@ -156,6 +159,11 @@ def _inner_backward(
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         grad_v = None if grad_v is None else grad_v.to(v.dtype)
     if needs[0] and grad_square is not None:
+        library = native(v) if v.ndim < 5 and grad_v is not None else None
+        if library is not None and grad_v is not None:
+            return library.window_squares_backward(
+                grad_square, v, weight.shape[2:], geometry, factor, grad_v
+            ), grad_weight
         along = 2 * factor * _box_sum_adjoint(grad_square, v.shape[2:], weight.shape[2:], geometry)
         if grad_v is None:
             grad_v = along * v

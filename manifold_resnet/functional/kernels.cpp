@@ -4,6 +4,7 @@
 // the two. Tensors are [B, C, N] and contiguous: images, channels, pixels. Blocks of pixels are dealt to the threads;
 // within a block, loops over pixels are innermost, so that the compiler turns them into vector instructions.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -776,56 +777,296 @@ void residual_backward(Shape d, int threads, const T* grad, const T* result, con
   });
 }
 
+// -- layers: the passes above and the arithmetic between them ---------------------------------------------
+
+// Directions (times factor) and lengths of hyperplane normals (_hyperplanes._directions)
+template <typename T>
+void directions(int64_t rows, int64_t n, const T* weight, double c, double scale, double factor, T* out, T* norm) {
+  const double eps = sizeof(T) == 4 ? 1.1920929e-07 : 2.220446049250313e-16, most = (1 - 2 * eps) * (1 - 2 * eps);
+  for (int64_t k = 0; k < rows; ++k) {
+    double s = 0;
+    for (int64_t i = 0; i < n; ++i) s += double(weight[k * n + i]) * weight[k * n + i];
+    const double radius = std::sqrt(s), inverse = factor / std::max(radius, double(Format<T>::tiny));
+    for (int64_t i = 0; i < n; ++i) out[k * n + i] = T(weight[k * n + i] * inverse);
+    const double t = std::sqrt(std::min(c * s, most));
+    norm[k] = T(scale < 0 ? radius : (t > 0 ? scale * radius * std::atanh(t) / t : 0));
+  }
+}
+
+template <typename T>
+void directions_backward(int64_t rows, int64_t n, const T* grad, const T* grad_norm, const T* weight, double c,
+                         double scale, double factor, T* out, double* by_c) {
+  const double eps = sizeof(T) == 4 ? 1.1920929e-07 : 2.220446049250313e-16, most = (1 - 2 * eps) * (1 - 2 * eps);
+  *by_c = 0;
+  for (int64_t k = 0; k < rows; ++k) {
+    const T *w = weight + k * n, *g = grad ? grad + k * n : nullptr;
+    double s = 0, along = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      s += double(w[i]) * w[i];
+      if (g) along += double(g[i]) * w[i];
+    }
+    const double radius = std::sqrt(s), inverse = 1 / std::max(radius, double(Format<T>::tiny));
+    double slope = grad_norm ? grad_norm[k] : 0;
+    if (scale >= 0) {
+      const double x = std::min(c * s, most), t = std::sqrt(x);
+      // derivative of artanh(t)/t for t^2
+      const double d = x > 1e-2 ? (1 / (1 - x) - std::atanh(t) / t) / (2 * x)
+                                : 1.0 / 3 + x * (2.0 / 5 + x * (3.0 / 7 + x * (4.0 / 9 + x * (5.0 / 11 + x * (6.0 / 13 +
+                                      x * (7.0 / 15 + x * 8.0 / 17))))));
+      *by_c += slope * scale * radius * s * d;
+      slope *= scale / (1 - x);
+    }
+    const double by_w = (slope - factor * along * inverse * inverse) * inverse;
+    for (int64_t i = 0; i < n; ++i) out[k * n + i] = T((g ? factor * inverse * g[i] : 0) + by_w * w[i]);
+  }
+}
+
+// Window sums of the channels' sums of squares (conv._inner)
+struct Window {
+  int64_t height, width, out_height, out_width, kh, kw, sh, sw, ph, pw, dh, dw;
+};
+
+template <typename T>
+void window_squares(Shape d, int threads, const T* v, Window w, T factor, T* squares, T* out) {
+  square(d, threads, v, squares);
+  for_blocks({d.images, 1, W}, threads, 0, nullptr, [=](int64_t b, int64_t, int64_t, double*) {
+    const T* s = squares + b * d.pixels;
+    std::vector<T> rows(static_cast<size_t>(w.out_height * w.width), T(0));
+    for (int64_t y = 0; y < w.out_height; ++y) {
+      T* row = rows.data() + y * w.width;
+      for (int64_t j = 0; j < w.kh; ++j) {
+        const int64_t at = y * w.sh - w.ph + j * w.dh;
+        if (at < 0 || at >= w.height) continue;
+        const T* from = s + at * w.width;
+        SIMD for (int64_t x = 0; x < w.width; ++x) row[x] += from[x];
+      }
+      T* result = out + (b * w.out_height + y) * w.out_width;
+      for (int64_t x = 0; x < w.out_width; ++x) {
+        T sum = 0;
+        for (int64_t j = 0; j < w.kw; ++j) {
+          const int64_t at = x * w.sw - w.pw + j * w.dw;
+          if (at >= 0 && at < w.width) sum += row[at];
+        }
+        result[x] = factor * sum;
+      }
+    }
+  });
+}
+
+// grad_v += 2 factor v times, for each pixel, the sum of grad over the windows it is in
+template <typename T>
+void window_squares_backward(Shape d, int threads, const T* grad, const T* v, Window w, T factor, T* grad_v) {
+  for_blocks({d.images, 1, W}, threads, 0, nullptr, [=](int64_t b, int64_t, int64_t, double*) {
+    std::vector<T> rows(static_cast<size_t>(w.out_height * w.width), T(0)), all(static_cast<size_t>(d.pixels), T(0));
+    for (int64_t y = 0; y < w.out_height; ++y) {
+      const T* g = grad + (b * w.out_height + y) * w.out_width;
+      T* row = rows.data() + y * w.width;
+      for (int64_t x = 0; x < w.out_width; ++x) {
+        for (int64_t j = 0; j < w.kw; ++j) {
+          const int64_t at = x * w.sw - w.pw + j * w.dw;
+          if (at >= 0 && at < w.width) row[at] += 2 * factor * g[x];
+        }
+      }
+      for (int64_t j = 0; j < w.kh; ++j) {
+        const int64_t at = y * w.sh - w.ph + j * w.dh;
+        if (at < 0 || at >= w.height) continue;
+        T* to = all.data() + at * w.width;
+        SIMD for (int64_t x = 0; x < w.width; ++x) to[x] += row[x];
+      }
+    }
+    const T* a = all.data();
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const T* x = v + (b * d.channels + k) * d.pixels;
+      T* to = grad_v + (b * d.channels + k) * d.pixels;
+      SIMD for (int64_t i = 0; i < d.pixels; ++i) to[i] += a[i] * x[i];
+    }
+  });
+}
+
+// 2|z|, its inverse, cosh and sinh of 2 sqrt(c) r
+template <typename T> struct Hyperplanes {
+  std::vector<T> two_norm, inverse_norm, cosh_r, sinh_r;
+  Hyperplanes(int64_t count, const T* norm, const T* offset, double c) {
+    const double reach = 0.5 * Format<T>::sinh_limit;
+    for (int64_t k = 0; k < count; ++k) {
+      const double r = offset ? std::min(std::max(2 * std::sqrt(c) * offset[k], -reach), reach) : 0;
+      two_norm.push_back(2 * norm[k]);
+      inverse_norm.push_back(1 / std::max(2 * norm[k], sizeof(T) == 4 ? T(1e-19) : T(1e-150)));
+      cosh_r.push_back(T(std::cosh(r)));
+      sinh_r.push_back(T(std::sinh(r)));
+    }
+  }
+};
+
+// sums: [K] for the norms, [K] for the offsets, [1] for c
+template <typename T>
+void hyperplanes_backward(Shape d, int threads, const T* grad, const T* h, const T* excess, const T* slope,
+                          const T* square, const T* norm, const T* offset, T c, T limit, T* grad_inner, T* grad_square,
+                          double* sums) {
+  const int64_t K = d.channels;
+  const Hyperplanes<T> p(K, norm, offset, c);
+  std::vector<double> raw(static_cast<size_t>(3 * K + 1));
+  points_backward(d, threads, grad, h, excess, slope, square, p.two_norm.data(), p.inverse_norm.data(),
+                  p.cosh_r.data(), p.sinh_r.data(), c, limit, grad_inner, grad_square, raw.data());
+  const double root_c = std::sqrt(double(c)), reach = 0.5 * Format<T>::sinh_limit;
+  sums[2 * K] = raw[3 * K] / c;
+  for (int64_t k = 0; k < K; ++k) {
+    sums[k] = 2 * raw[k];
+    const bool within = offset && std::abs(2 * root_c * offset[k]) < reach;
+    sums[K + k] = within ? 2 * root_c * (raw[K + k] * p.sinh_r[k] - raw[2 * K + k]) / p.cosh_r[k] : 0;
+    if (offset) sums[2 * K] += sums[K + k] * offset[k] * 0.5 / c;
+  }
+}
+
+// The point whose coordinates have these sums over the batch (midpoint.normalise_mean), and the derivative
+inline double normalised(int64_t C, const double* sums, double* mean) {
+  double s = 0;
+  for (int64_t k = 0; k < C; ++k) s += sums[k] * sums[k];
+  const double time = std::sqrt(1 + s), excess = std::max(sums[C] - s / (1 + time), 0.0);
+  const double r = 1 / std::sqrt(1 + excess * (1 + sums[C] + time));
+  for (int64_t k = 0; k < C; ++k) mean[k] = r * sums[k];
+  return r;
+}
+
+template <typename T> std::vector<T> converted(const double* x, int64_t count) {
+  std::vector<T> y(static_cast<size_t>(count));
+  for (int64_t k = 0; k < count; ++k) y[k] = T(x[k]);
+  return y;
+}
+
+// statistics: the batch's sums [C + 1] and variance [C], computed or given
+template <typename T>
+void batch_norm(Shape d, int threads, const T* h, const T* given_mean, const T* given_variance, const T* gain,
+                const T* beta, T c, T limit, double eps, bool tangent, bool relu, T* out, T* xi, T* log,
+                T* statistics) {
+  const int64_t C = d.channels;
+  const double count = double(d.images) * double(d.pixels);
+  std::vector<double> sums(static_cast<size_t>(C + 1)), mean(static_cast<size_t>(C));
+  if (given_mean) {
+    double s = 0;
+    for (int64_t k = 0; k < C; ++k) s += (mean[k] = sums[k] = given_mean[k]) * given_mean[k];
+    sums[C] = s / (1 + std::sqrt(1 + s));
+  } else {
+    mean_sums(d, threads, h, sums.data());
+    for (double& s : sums) s /= count;
+    normalised(C, sums.data(), mean.data());
+  }
+  for (int64_t k = 0; k <= C; ++k) statistics[k] = T(sums[k]);
+  const std::vector<T> m = converted<T>(mean.data(), C);
+  std::vector<double> variance(static_cast<size_t>(C));
+  moments(d, threads, h, m.data(), c, xi, log, variance.data());
+  std::vector<T> ratio(static_cast<size_t>(C));
+  for (int64_t k = 0; k < C; ++k) {
+    const double v = given_variance ? double(given_variance[k]) : variance[k] / count;
+    statistics[C + 1 + k] = T(v);
+    ratio[k] = T(gain[k] / std::sqrt(v + eps));
+  }
+  recenter(d, threads, h, m.data(), xi, log, ratio.data(), beta, c, limit, tangent, relu, out);
+}
+
+// sums: [C] each for the mean, the variance, the gain and the centre, [1] for c. `pixels` is scratch space [3, B, N].
+template <typename T>
+void batch_norm_backward(Shape d, int threads, const T* grad, const T* result, const T* h, const T* given_mean,
+                         const T* given_variance, const T* gain, const T* beta, T c, T limit, double eps,
+                         bool tangent, const T* xi, const T* log, const T* statistics, T* grad_h, T* pixels,
+                         double* sums) {
+  const int64_t C = d.channels;
+  const double count = double(d.images) * double(d.pixels);
+  std::vector<double> batch(statistics, statistics + C + 1), mean(batch.begin(), batch.end() - 1);
+  double r = 1;
+  if (!given_mean) r = normalised(C, batch.data(), mean.data());
+  const std::vector<T> m = converted<T>(mean.data(), C);
+  std::vector<T> ratio(static_cast<size_t>(C)), decay(static_cast<size_t>(C), T(0)), constant(static_cast<size_t>(C));
+  std::vector<double> inverse(static_cast<size_t>(C)), first(static_cast<size_t>(2 * C + 2)),
+      second(static_cast<size_t>(C + 2));
+  for (int64_t k = 0; k < C; ++k) {
+    inverse[k] = 1 / std::sqrt(statistics[C + 1 + k] + eps);
+    ratio[k] = T(gain[k] * inverse[k]);
+  }
+  recenter_backward(d, threads, grad, result, h, m.data(), xi, log, ratio.data(), beta, c, limit, tangent, grad_h,
+                    first.data());
+  for (int64_t k = 0; k < C; ++k) {
+    const double by_variance = -0.5 * gain[k] * inverse[k] * inverse[k] * inverse[k] * first[k];
+    sums[C + k] = by_variance;
+    sums[2 * C + k] = inverse[k] * first[k];
+    sums[3 * C + k] = first[C + k];
+    if (!given_variance) decay[k] = T(2 / count * by_variance);
+  }
+  T *by_h = pixels, *by_m = by_h + d.images * d.pixels, *inverse_time = by_m + d.images * d.pixels;
+  center_backward(d, threads, grad_h, h, m.data(), xi, log, ratio.data(), decay.data(), c, by_h, by_m, inverse_time,
+                  second.data());
+  sums[4 * C] = first[2 * C + 1] - 0.5 / c * second[C];
+  T to_excess = 0;
+  if (!given_mean) {
+    double along = 0;
+    for (int64_t k = 0; k < C; ++k) along += second[k] / count * batch[k];
+    along *= r * r * r;
+    for (int64_t k = 0; k < C; ++k) constant[k] = T(r * second[k] / count + along * batch[k]);
+    to_excess = T(-along * (1 + batch[C]));
+  }
+  for (int64_t k = 0; k < C; ++k) sums[k] = second[k];
+  input_backward(d, threads, grad_h, h, m.data(), xi, log, ratio.data(), decay.data(), by_h, by_m, inverse_time,
+                 constant.data(), to_excess, grad_h);
+}
+
 }  // namespace
 
 #define SHAPE int64_t images, int64_t channels, int64_t pixels, int threads
 #define DIMS {images, channels, pixels}, threads
 
-#define EXPORT(T, SUFFIX)                                                                                             \
-  extern "C" void square_##SUFFIX(SHAPE, const T* v, T* out) { square<T>(DIMS, v, out); }                             \
-  extern "C" void points_##SUFFIX(SHAPE, const T* inner, const T* sq, const T* two_norm, const T* cosh_r,             \
-                                  const T* sinh_r, const T* c, const T* limit, T* out, T* excess, T* slope) {         \
-    points<T>(DIMS, inner, sq, two_norm, cosh_r, sinh_r, *c, *limit, out, excess, slope);                             \
-  }                                                                                                                   \
-  extern "C" void points_backward_##SUFFIX(SHAPE, const T* grad, const T* h, const T* excess, const T* slope,         \
-                                           const T* sq, const T* two_norm, const T* inverse_norm, const T* cosh_r,    \
-                                           const T* sinh_r, const T* c, const T* limit, T* grad_inner,                \
-                                           T* grad_square, double* sums) {                                            \
-    points_backward<T>(DIMS, grad, h, excess, slope, sq, two_norm, inverse_norm, cosh_r, sinh_r, *c, *limit,          \
-                       grad_inner, grad_square, sums);                                                                \
-  }                                                                                                                   \
-  extern "C" void mean_sums_##SUFFIX(SHAPE, const T* h, double* sums) { mean_sums<T>(DIMS, h, sums); }                \
-  extern "C" void moments_##SUFFIX(SHAPE, const T* h, const T* m, const T* c, T* xi, T* log, double* sums) {          \
-    moments<T>(DIMS, h, m, *c, xi, log, sums);                                                                        \
-  }                                                                                                                   \
-  extern "C" void recenter_##SUFFIX(SHAPE, const T* h, const T* m, const T* xi, const T* log, const T* ratio,         \
-                                    const T* beta, const T* c, const T* limit, int tangent, int relu, T* out) {       \
-    recenter<T>(DIMS, h, m, xi, log, ratio, beta, *c, *limit, tangent, relu, out);                                    \
-  }                                                                                                                   \
-  extern "C" void recenter_backward_##SUFFIX(SHAPE, const T* grad, const T* result, const T* h, const T* m,           \
-                                             const T* xi, const T* log, const T* ratio, const T* beta, const T* c,    \
-                                             const T* limit, int tangent, T* grad_u, double* sums) {                  \
-    recenter_backward<T>(DIMS, grad, result, h, m, xi, log, ratio, beta, *c, *limit, tangent, grad_u, sums);          \
-  }                                                                                                                   \
-  extern "C" void center_backward_##SUFFIX(SHAPE, const T* grad_u, const T* h, const T* m, const T* xi, const T* log, \
-                                           const T* ratio, const T* decay, const T* c, T* by_h, T* by_m,              \
-                                           T* inverse_time, double* sums) {                                           \
-    center_backward<T>(DIMS, grad_u, h, m, xi, log, ratio, decay, *c, by_h, by_m, inverse_time, sums);                \
-  }                                                                                                                   \
-  extern "C" void input_backward_##SUFFIX(SHAPE, const T* grad_u, const T* h, const T* m, const T* xi, const T* log,  \
-                                          const T* ratio, const T* decay, const T* by_h, const T* by_m,               \
-                                          const T* inverse_time, const T* constant, const T* to_excess, T* out) {     \
-    input_backward<T>(DIMS, grad_u, h, m, xi, log, ratio, decay, by_h, by_m, inverse_time, constant, *to_excess,      \
-                      out);                                                                                           \
-  }                                                                                                                   \
-  extern "C" void residual_##SUFFIX(SHAPE, const T* x, const T* r, const T* c, const T* limit, int x_first,           \
-                                    int r_tangent, int tangent, int relu, T* out) {                                   \
-    residual<T>(DIMS, x, r, *c, *limit, x_first, r_tangent, tangent, relu, out);                                      \
-  }                                                                                                                   \
-  extern "C" void residual_backward_##SUFFIX(SHAPE, const T* grad, const T* result, const T* x, const T* r,           \
-                                             const T* c, const T* limit, int x_first, int r_tangent, int tangent,     \
-                                             T* grad_x, T* grad_r, double* sums) {                                    \
-    residual_backward<T>(DIMS, grad, result, x, r, *c, *limit, x_first, r_tangent, tangent, grad_x, grad_r, sums);    \
+#define WINDOW                                                                                                   \
+  int64_t height, int64_t width, int64_t out_height, int64_t out_width, int64_t kh, int64_t kw, int64_t sh,       \
+      int64_t sw, int64_t ph, int64_t pw, int64_t dh, int64_t dw
+#define WINDOW_OF {height, width, out_height, out_width, kh, kw, sh, sw, ph, pw, dh, dw}
+
+#define EXPORT(T, SUFFIX)                                                                                          \
+  extern "C" void directions_##SUFFIX(SHAPE, const T* weight, const T* c, double scale, double factor, T* out,     \
+                                      T* norm) {                                                                   \
+    directions<T>(images, channels * pixels, weight, *c, scale, factor, out, norm);                                \
+  }                                                                                                                \
+  extern "C" void directions_backward_##SUFFIX(SHAPE, const T* grad, const T* grad_norm, const T* weight,          \
+                                               const T* c, double scale, double factor, T* out, double* by_c) {    \
+    directions_backward<T>(images, channels * pixels, grad, grad_norm, weight, *c, scale, factor, out, by_c);      \
+  }                                                                                                                \
+  extern "C" void window_squares_##SUFFIX(SHAPE, const T* v, WINDOW, double factor, T* squares, T* out) {          \
+    window_squares<T>(DIMS, v, WINDOW_OF, T(factor), squares, out);                                                \
+  }                                                                                                                \
+  extern "C" void window_squares_backward_##SUFFIX(SHAPE, const T* grad, const T* v, WINDOW, double factor,        \
+                                                   T* grad_v) {                                                    \
+    window_squares_backward<T>(DIMS, grad, v, WINDOW_OF, T(factor), grad_v);                                       \
+  }                                                                                                                \
+  extern "C" void hyperplanes_##SUFFIX(SHAPE, const T* inner, const T* sq, const T* norm, const T* offset,         \
+                                       const T* c, const T* limit, T* out, T* excess, T* slope) {                  \
+    const Hyperplanes<T> p(channels, norm, offset, *c);                                                            \
+    points<T>(DIMS, inner, sq, p.two_norm.data(), p.cosh_r.data(), p.sinh_r.data(), *c, *limit, out, excess,       \
+              slope);                                                                                              \
+  }                                                                                                                \
+  extern "C" void hyperplanes_backward_##SUFFIX(SHAPE, const T* grad, const T* h, const T* excess, const T* slope, \
+                                                const T* sq, const T* norm, const T* offset, const T* c,           \
+                                                const T* limit, T* grad_inner, T* grad_square, double* sums) {     \
+    hyperplanes_backward<T>(DIMS, grad, h, excess, slope, sq, norm, offset, *c, *limit, grad_inner, grad_square,   \
+                            sums);                                                                                 \
+  }                                                                                                                \
+  extern "C" void batch_norm_##SUFFIX(SHAPE, const T* h, const T* mean, const T* variance, const T* gain,          \
+                                      const T* beta, const T* c, const T* limit, double eps, int tangent,          \
+                                      int relu, T* out, T* xi, T* log, T* statistics) {                            \
+    batch_norm<T>(DIMS, h, mean, variance, gain, beta, *c, *limit, eps, tangent, relu, out, xi, log, statistics);  \
+  }                                                                                                                \
+  extern "C" void batch_norm_backward_##SUFFIX(SHAPE, const T* grad, const T* result, const T* h, const T* mean,   \
+                                               const T* variance, const T* gain, const T* beta, const T* c,        \
+                                               const T* limit, double eps, int tangent, const T* xi, const T* log, \
+                                               const T* statistics, T* grad_h, T* scratch, double* sums) {         \
+    batch_norm_backward<T>(DIMS, grad, result, h, mean, variance, gain, beta, *c, *limit, eps, tangent, xi, log,   \
+                           statistics, grad_h, scratch, sums);                                                     \
+  }                                                                                                                \
+  extern "C" void residual_##SUFFIX(SHAPE, const T* x, const T* r, const T* c, const T* limit, int x_first,        \
+                                    int r_tangent, int tangent, int relu, T* out) {                                \
+    residual<T>(DIMS, x, r, *c, *limit, x_first, r_tangent, tangent, relu, out);                                   \
+  }                                                                                                                \
+  extern "C" void residual_backward_##SUFFIX(SHAPE, const T* grad, const T* result, const T* x, const T* r,        \
+                                             const T* c, const T* limit, int x_first, int r_tangent, int tangent,  \
+                                             T* grad_x, T* grad_r, double* sums) {                                 \
+    residual_backward<T>(DIMS, grad, result, x, r, *c, *limit, x_first, r_tangent, tangent, grad_x, grad_r, sums); \
   }
 
 EXPORT(float, float32)

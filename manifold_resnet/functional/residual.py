@@ -184,7 +184,7 @@ def _residual_backward(
             grad, result if relu else None, x, shortcut, c, limit, order == "fr", shortcut_chart == "tangent",
             chart == "tangent",
         )  # fmt: skip
-        return *gradients, by_c.sum() if needs[2] else None, None
+        return *gradients, by_c if needs[2] else None, None
     if relu:
         grad = torch.ops.aten.threshold_backward(grad, result, 0)
     extra = needs[2] or needs[3]
