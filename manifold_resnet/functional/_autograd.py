@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,8 +72,6 @@ def differentiable(
             gradients = backward(grad, ctx.needs_input_grad, *ctx.saved_tensors, *ctx.static)
         return *gradients, *(None,) * len(ctx.static)
 
-    # apply binds its arguments to this signature each time, and to find it out takes longer than to look it up
-    compute.__signature__ = inspect.signature(compute)  # type: ignore[attr-defined]
     # a class of its own, with a name that graphs and profiles show
     op: Any = type(torch.autograd.Function)(
         forward.__name__.strip("_"),
@@ -86,4 +83,12 @@ def differentiable(
             "backward": staticmethod(compute_gradients),
         },
     )
-    return op.apply
+    plain = super(torch.autograd.Function, op).apply
+
+    def apply(*args: Any) -> Any:
+        # Function.apply looks for default arguments in the signature of forward first, which takes a while
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return op.apply(*args)
+        return plain(*args)
+
+    return apply

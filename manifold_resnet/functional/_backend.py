@@ -107,11 +107,7 @@ class set_backend:  # noqa: N801, a function to its users, as torch.set_grad_ena
 
 def _transformed() -> bool:
     """Inside a transform of torch.func, or traced: operations must be seen one by one."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
 
 
 def _stand_in(t: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, get_args
 
 import torch
@@ -14,6 +14,8 @@ Chart = Literal["ball", "tangent", "hyperboloid"]
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Context in which autocast leaves the precision of radial scalars and statistics alone."""
+    if not torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
 

@@ -161,6 +161,20 @@ class Library:
         self._run("directions_backward", _rows(weight), grad, grad_norm, weight, c, scale, factor, out, by_c)
         return out, by_c.to(weight.dtype).view(())
 
+    def lift(self, x: Tensor, c: Tensor, cap: float) -> Tensor:
+        """From a point of the ball ``[C]`` to the hyperboloid chart, within the distance ``cap/sqrt(c)``."""
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        self._run("lift", x.view(1, -1, 1), x, c, cap, out)
+        return out
+
+    def lift_backward(self, grad: Tensor, x: Tensor, c: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+        """Gradients of `lift` for the point and c."""
+        grad, x = grad.contiguous(), x.contiguous()
+        out, by_c = torch.empty_like(x), _sums(1)
+        self._run("lift_backward", x.view(1, -1, 1), grad, x, c, cap, out, by_c)
+        return out, by_c.to(x.dtype).view(())
+
     def window_squares(self, v: Tensor, kernel: Sequence[int], geometry: Geometry, factor: float) -> Tensor:
         """Of 1d or 2d images: the windows' sums of squares, in `conv._inner`."""
         v = v.contiguous()

@@ -301,7 +301,7 @@ def _center_backward(
     decay: Tensor,
     c: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Coefficients of h and m in the gradient for h, 1/time, the gradient for m [C], and what log adds to that for c."""
+    """Coefficients of h and m in the gradient for h, 1/time, the gradient for m, and what log adds to that for c."""
     terms = grad_u, h, m, xi, log, ratio, decay
     by_h, by_m, inverse_time, m_by_m, by_c = _center_coefficients(*_center_products(*terms), xi, log, (m * m).sum(), c)
     return by_h, by_m, inverse_time, _mean_backward(*terms, by_m).sum(0) + m_by_m.sum() * m.flatten(), by_c

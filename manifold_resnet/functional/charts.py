@@ -23,7 +23,7 @@ from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._backend import kernel
+from manifold_resnet.functional._backend import _WORTHWHILE, kernel, native
 from manifold_resnet.functional._checks import (
     Chart,
     check_chart,
@@ -31,6 +31,7 @@ from manifold_resnet.functional._checks import (
     curvature,
     full_precision,
 )
+from manifold_resnet.functional._native import Library
 
 #: Layers keep their outputs within this distance from the origin, in units of the curvature radius 1/sqrt(c).
 DEFAULT_MAX_DISTANCE = 6.0
@@ -122,6 +123,8 @@ def squared_limit(c: Tensor | float, like: Tensor, max_distance: float | None, s
     cap = sinh_limit(like.dtype) / summands
     if max_distance is None:
         max_distance, cap = math.inf, DEFAULT_MAX_DISTANCE
+    if math.isinf(max_distance):
+        return torch.full_like(c, math.sinh(cap) ** 2)
     return _even.sinh(_bound(c, max_distance, cap)[0]).square()
 
 
@@ -137,7 +140,16 @@ def _scale(
     return inside, bound, shrink if src == dst else _factor(inside, c, src, dst) * shrink
 
 
+def _native_lift(x: Tensor, src: Chart, dst: Chart, distance: float, dim: int, relu: bool) -> Library | None:
+    """The C++ kernels for single points of the ball: parameters, of which there are many, and each is small."""
+    lifts = (src, dst) == ("ball", "hyperboloid") and x.ndim == 1 and math.isinf(distance) and not relu
+    return native(x, _WORTHWHILE) if lifts else None
+
+
 def _radial(x: Tensor, c: Tensor, src: Chart, dst: Chart, distance: float, cap: float, dim: int, relu: bool) -> Tensor:
+    library = _native_lift(x, src, dst, distance, dim, relu)
+    if library is not None:
+        return library.lift(x, c, cap)
     *_, f = _scale((x * x).sum(dim, keepdim=True), c, src, dst, distance, cap)
     return torch.relu_(f * x) if relu else f * x
 
@@ -154,6 +166,10 @@ def _radial_backward(
     dim: int,
     relu: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
+    library = _native_lift(x, src, dst, distance, dim, relu)
+    if library is not None:
+        grad_x, grad_c = library.lift_backward(grad, x, c, cap)
+        return grad_x, grad_c if needs[1] else None
     if relu:
         grad = torch.ops.aten.threshold_backward(grad, x, 0)
     s = (x * x).sum(dim, keepdim=True)

@@ -821,6 +821,35 @@ void directions_backward(int64_t rows, int64_t n, const T* grad, const T* grad_n
   }
 }
 
+// A point of the ball in the hyperboloid chart, within the distance cap/sqrt(c) (charts.convert)
+inline double lift_factor(double s, double c, double cap, double& by_s, double& by_c) {
+  const double t = std::tanh(cap / 2), end = t * t / c, inside = std::min(s, end), half_lambda = 1 / (1 - c * inside);
+  const double root_c = std::sqrt(c), factor = 2 * root_c * half_lambda * std::sqrt(inside / std::max(s, end * 1e-300));
+  const bool outside = s > end;
+  by_s = outside ? -0.5 * factor / s : 2 * c * root_c * half_lambda * half_lambda;
+  by_c = outside ? 0 : half_lambda * (1 + 2 * c * s * half_lambda) / root_c;
+  return outside ? factor : 2 * root_c * half_lambda;
+}
+
+template <typename T> void lift(int64_t n, const T* x, double c, double cap, T* out) {
+  double s = 0, unused, unused_too;
+  for (int64_t i = 0; i < n; ++i) s += double(x[i]) * x[i];
+  const double factor = lift_factor(s, c, cap, unused, unused_too);
+  for (int64_t i = 0; i < n; ++i) out[i] = T(factor * x[i]);
+}
+
+template <typename T>
+void lift_backward(int64_t n, const T* grad, const T* x, double c, double cap, T* out, double* by_c) {
+  double s = 0, along = 0, f_s, f_c;
+  for (int64_t i = 0; i < n; ++i) {
+    s += double(x[i]) * x[i];
+    along += double(grad[i]) * x[i];
+  }
+  const double factor = lift_factor(s, c, cap, f_s, f_c);
+  for (int64_t i = 0; i < n; ++i) out[i] = T(factor * grad[i] + 2 * f_s * along * x[i]);
+  *by_c = f_c * along;
+}
+
 // Window sums of the channels' sums of squares (conv._inner)
 struct Window {
   int64_t height, width, out_height, out_width, kh, kw, sh, sw, ph, pw, dh, dw;
@@ -1011,7 +1040,7 @@ void batch_norm_backward(Shape d, int threads, const T* grad, const T* result, c
 
 }  // namespace
 
-#define SHAPE int64_t images, int64_t channels, int64_t pixels, int threads
+#define SHAPE int64_t images, int64_t channels, int64_t pixels, [[maybe_unused]] int threads
 #define DIMS {images, channels, pixels}, threads
 
 #define WINDOW                                                                                                   \
@@ -1027,6 +1056,13 @@ void batch_norm_backward(Shape d, int threads, const T* grad, const T* result, c
   extern "C" void directions_backward_##SUFFIX(SHAPE, const T* grad, const T* grad_norm, const T* weight,          \
                                                const T* c, double scale, double factor, T* out, double* by_c) {    \
     directions_backward<T>(images, channels * pixels, grad, grad_norm, weight, *c, scale, factor, out, by_c);      \
+  }                                                                                                                \
+  extern "C" void lift_##SUFFIX(SHAPE, const T* x, const T* c, double cap, T* out) {                               \
+    lift<T>(channels, x, *c, cap, out);                                                                            \
+  }                                                                                                                \
+  extern "C" void lift_backward_##SUFFIX(SHAPE, const T* grad, const T* x, const T* c, double cap, T* out,         \
+                                         double* by_c) {                                                           \
+    lift_backward<T>(channels, grad, x, *c, cap, out, by_c);                                                       \
   }                                                                                                                \
   extern "C" void window_squares_##SUFFIX(SHAPE, const T* v, WINDOW, double factor, T* squares, T* out) {          \
     window_squares<T>(DIMS, v, WINDOW_OF, T(factor), squares, out);                                                \
