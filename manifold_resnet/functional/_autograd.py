@@ -72,23 +72,27 @@ def differentiable(
             gradients = backward(grad, ctx.needs_input_grad, *ctx.saved_tensors, *ctx.static)
         return *gradients, *(None,) * len(ctx.static)
 
-    # a class of its own, with a name that graphs and profiles show
-    op: Any = type(torch.autograd.Function)(
-        forward.__name__.strip("_"),
-        (torch.autograd.Function,),
-        {
-            "generate_vmap_rule": True,
-            "forward": staticmethod(compute),
-            "setup_context": staticmethod(setup_context),
-            "backward": staticmethod(compute_gradients),
-        },
-    )
-    plain = super(torch.autograd.Function, op).apply
+    def compute_with_context(ctx: Any, *args: Any) -> Any:
+        output = compute(*args)
+        setup_context(ctx, args, output)
+        return output
+
+    def node(members: dict[str, Any]) -> Any:
+        # a class of its own, with a name that graphs and profiles show
+        members = {name: staticmethod(member) for name, member in members.items()}
+        members["backward"] = staticmethod(compute_gradients)
+        members["generate_vmap_rule"] = "setup_context" in members
+        return type(torch.autograd.Function)(forward.__name__.strip("_"), (torch.autograd.Function,), members)
+
+    transformable = node({"forward": compute, "setup_context": setup_context})
+    # torch binds the arguments of a function with a context of its own to its signature, at each call and slowly
+    plain = node({"forward": compute_with_context})
 
     def apply(*args: Any) -> Any:
-        # Function.apply looks for default arguments in the signature of forward first, which takes a while
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-            return op.apply(*args)
-        return plain(*args)
+            return transformable.apply(*args)
+        if not torch.is_grad_enabled():
+            return compute(*args)
+        return plain.apply(*args)
 
     return apply

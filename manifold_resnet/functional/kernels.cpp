@@ -348,7 +348,7 @@ template <typename T> inline T time_of(const T* m, int64_t channels) {
 
 // sums: [C] of w^2
 template <typename T>
-void moments(Shape d, int threads, const T* h, const T* m, T c, T* xi, T* log, double* sums) {
+void moments(Shape d, int threads, const T* h, const T* m, T c, bool with_moments, T* xi, T* log, double* sums) {
   const T time_m = time_of(m, d.channels), half = T(0.5) / std::sqrt(c);
   for_blocks(d, threads, d.channels, sums, [=](int64_t b, int64_t first, int64_t count, double* sum) {
     T s[W] = {}, h_m[W] = {}, b_b[W] = {};
@@ -373,6 +373,7 @@ void moments(Shape d, int threads, const T* h, const T* m, T c, T* xi, T* log, d
       }
     }
     SIMD for (int64_t i = 0; i < count; ++i) l[i] = half * asinhc(b_b[i], std::sqrt(1 + b_b[i]));
+    if (!with_moments) return;
     for (int64_t k = 0; k < d.channels; ++k) {
       const T* x = h + (b * d.channels + k) * d.pixels + first;
       const T mk = m[k];
@@ -983,7 +984,7 @@ void batch_norm(Shape d, int threads, const T* h, const T* given_mean, const T* 
   for (int64_t k = 0; k <= C; ++k) statistics[k] = T(sums[k]);
   const std::vector<T> m = converted<T>(mean.data(), C);
   std::vector<double> variance(static_cast<size_t>(C));
-  moments(d, threads, h, m.data(), c, xi, log, variance.data());
+  moments(d, threads, h, m.data(), c, !given_variance, xi, log, variance.data());
   std::vector<T> ratio(static_cast<size_t>(C));
   for (int64_t k = 0; k < C; ++k) {
     const double v = given_variance ? double(given_variance[k]) : variance[k] / count;
