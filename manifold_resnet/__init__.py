@@ -8,6 +8,7 @@ with _warnings.catch_warnings():  # geoopt compiles functions with a deprecated 
     import geoopt as _geoopt  # noqa: F401
 
 from manifold_resnet import functional, models, nn
+from manifold_resnet.functional import get_backend, set_backend
 
-__all__ = ["functional", "models", "nn"]
+__all__ = ["functional", "get_backend", "models", "nn", "set_backend"]
 __version__ = "0.1.0"

@@ -3,6 +3,7 @@
 Every operation has a hand-written backward; `naive` holds the same operations as the plain composition of geoopt calls.
 """
 
+from manifold_resnet.functional._backend import get_backend, set_backend
 from manifold_resnet.functional.activation import poincare_relu
 from manifold_resnet.functional.ball import (
     dist,
@@ -45,6 +46,7 @@ __all__ = [
     "frechet_mean",
     "frechet_variance",
     "from_lorentz",
+    "get_backend",
     "gyration",
     "hyperboloid_to_ball",
     "hyperboloid_to_tangent",
@@ -63,6 +65,7 @@ __all__ = [
     "poincare_mlr",
     "poincare_relu",
     "project",
+    "set_backend",
     "tangent_to_hyperboloid",
     "to_lorentz",
     "transp",

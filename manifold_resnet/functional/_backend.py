@@ -222,6 +222,8 @@ class Kernel:
         backend = get_backend()
         if backend == "eager" or (_State.broken is not None and backend == "auto"):
             return self.body(*args)
+        if args[0].device.type == "cpu" and _State.native:  # kernels.cpp has what is worth it
+            return self.body(*args)
         plain, key = [], [torch.is_inference_mode_enabled()]
         largest = args[0]
         for t in args:
@@ -242,7 +244,7 @@ class Kernel:
             or pixels < 2
             or (backend == "auto" and images * pixels < _WORTHWHILE)
             or largest.numel() >= 1 << 31  # indices may have 32 bits
-            or (largest.device.type != "cuda" and _State.native)
+            or largest.device.type not in ("cpu", "cuda")
         ):
             return self.body(*args)
         key += (largest.device.type, channels == 1)

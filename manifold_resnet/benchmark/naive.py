@@ -1,0 +1,61 @@
+"""A Poincaré residual network as the plain composition of geoopt calls, on the parameters of one of ours."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+from torch import Tensor, nn
+
+from manifold_resnet.functional import DEFAULT_MAX_DISTANCE, naive
+from manifold_resnet.models.hyperbolic import PoincareBlock, PoincareResNet
+from manifold_resnet.nn import PoincareBatchNorm2d, PoincareConv2d, PoincareMLR
+
+
+class NaiveResNet(nn.Module):
+    """The same function as a `PoincareResNet` in training, every layer from ball points to ball points.
+
+    Parameters
+    ----------
+    model : PoincareResNet
+        The default configuration of a network, whose parameters are shared.
+    """
+
+    def __init__(self, model: PoincareResNet) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def _bound(self) -> float:
+        return DEFAULT_MAX_DISTANCE / math.sqrt(self.model.ball.c.item())
+
+    def _conv(self, layer: PoincareConv2d, x: Tensor) -> Tensor:
+        return naive.poincare_conv2d(
+            x, layer.normals(), layer.bias, layer.stride, layer.padding, c=layer.c, max_distance=self._bound
+        )
+
+    def _norm(self, layer: PoincareBatchNorm2d, x: Tensor) -> Tensor:
+        y = naive.midpoint_batch_norm(
+            x, gain=layer.gain(), center=layer.bias, c=layer.c, scale=layer.scale, eps=layer.eps, dim=1
+        )
+        return naive.convert(y, "ball", "ball", c=layer.c, dim=1, max_distance=self._bound)
+
+    def _block(self, block: PoincareBlock, x: Tensor) -> Tensor:
+        c = self.model.ball.c
+        y = naive.poincare_relu(self._norm(block.bn1, self._conv(block.conv1, x)), c=c)
+        y = self._norm(block.bn2, self._conv(block.conv2, y))
+        shortcut = x if block.downsample is None else self._conv(block.downsample, x)
+        y = naive.mobius_residual(y, shortcut, c=c, dim=1)
+        return naive.poincare_relu(naive.convert(y, "ball", "ball", c=c, dim=1, max_distance=self._bound), c=c)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``(batch, channels, H, W)`` to logits."""
+        c = self.model.ball.c
+        x = naive.convert(images, "tangent", "ball", c=c, dim=1, max_distance=self._bound)
+        x = naive.poincare_relu(self._norm(self.model.bn, self._conv(self.model.conv, x)), c=c)
+        for group in (self.model.group1, self.model.group2, self.model.group3):
+            for block in group:
+                x = self._block(cast(PoincareBlock, block), x)
+        x = naive.poincare_adaptive_avg_pool2d(x, 1, c=c).flatten(1)
+        head = cast(PoincareMLR, self.model.fc)
+        return naive.poincare_mlr(x, head.normals(), head.bias, c=c)

@@ -1,0 +1,335 @@
+"""The measurements behind ``manifold-resnet benchmark``."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import geoopt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import manifold_resnet
+from manifold_resnet import nn as hyperbolic
+from manifold_resnet._errors import UserError
+from manifold_resnet.benchmark.measure import interleave, kept_bytes, largest_difference, peak_rise, summarise
+from manifold_resnet.benchmark.naive import NaiveResNet
+from manifold_resnet.functional import naive, set_backend
+from manifold_resnet.models import create_model
+from manifold_resnet.optim import RiemannianAdam
+
+_logger = logging.getLogger("manifold_resnet")
+#: how far loss and gradients may be from the plain composition's, relative, in float64
+AGREEMENT = 1e-6
+_SWEEPS: dict[str, list[dict[str, Any]]] = {
+    "width": [{"widths": w, "batch_size": 32} for w in ("8-16-32", "16-32-64", "32-64-128", "64-128-256")],
+    "depth": [{"depth": d} for d in (20, 56, 110)],
+    "batch": [{"batch_size": b} for b in (32, 64, 128, 256, 512)],
+    "image": [{"image_size": s, "batch_size": 32} for s in (16, 32, 64)],
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure.
+
+    Parameters
+    ----------
+    widths : str
+        Channels of the three groups, for example ``"8-16-32"``.
+    depth : int
+        Depth of the networks, 6n + 2.
+    batch_size, image_size : int
+        Images in a batch, and their height and width.
+    c : float
+        The curvature of the ball is ``-c``.
+    rounds : int
+        Calls that count, of each contender.
+    naive : bool
+        Measure the plain composition of geoopt calls too (slow, and needs tens of times the memory).
+    sweeps : tuple of {"width", "depth", "batch", "image"}
+        What to vary, one after the other.
+    device : {"cpu", "cuda"}
+        Where.
+    threads : int or None
+        Threads on the CPU; None: as torch does.
+
+    Raises
+    ------
+    UserError
+        If a value makes no sense.
+    """
+
+    widths: str = "8-16-32"
+    depth: int = 20
+    batch_size: int = 128
+    image_size: int = 32
+    c: float = 0.1
+    rounds: int = 15
+    naive: bool = True
+    sweeps: tuple[str, ...] = ()
+    device: str = "cpu"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "batch_size", "image_size", "rounds"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise UserError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
+        unknown = sorted(set(self.sweeps) - set(_SWEEPS))
+        if unknown:
+            raise UserError(f"unknown sweep {unknown[0]!r}; choose from {', '.join(_SWEEPS)}")
+        if self.device not in ("cpu", "cuda"):
+            raise UserError(f"device must be cpu or cuda, got {self.device!r}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("there is no CUDA device here; leave out the device, or set it to cpu")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads must be a positive integer, got {self.threads}")
+        try:
+            create_model(self.name("hyperbolic"), c=self.c)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    def name(self, kind: str) -> str:
+        """Name of a model, as `create_model` takes it."""
+        return f"{kind}-{self.widths}-resnet-{self.depth}"
+
+    def batch(self, size: int | None = None) -> tuple[Tensor, Tensor]:
+        """Random images and labels: what is measured here does not depend on what they show."""
+        g = torch.Generator().manual_seed(0)
+        size = self.batch_size if size is None else size
+        images = torch.randn(size, 3, self.image_size, self.image_size, generator=g)
+        return images.to(self.device), torch.randint(0, 10, (size,), generator=g).to(self.device)
+
+
+@dataclass
+class _Contender:
+    """A network with its optimizer, to be run under a backend."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    backend: str
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        with set_backend(self.backend):  # type: ignore[arg-type]
+            return F.cross_entropy(self.model(images), labels)
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        with set_backend(self.backend):  # type: ignore[arg-type]
+            loss = F.cross_entropy(self.model(images), labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+
+    def infer(self, images: Tensor) -> None:
+        with torch.no_grad(), set_backend(self.backend):  # type: ignore[arg-type]
+            self.model(images)
+
+
+def _contender(settings: Settings, name: str) -> _Contender:
+    torch.manual_seed(0)
+    if name == "euclidean":
+        model = create_model(settings.name("euclidean")).to(settings.device)
+        return _Contender(model, torch.optim.Adam(model.parameters(), lr=1e-3), "eager")
+    model = create_model(settings.name("hyperbolic"), c=settings.c).to(settings.device)
+    if name == "naive":
+        model = NaiveResNet(model)  # type: ignore[arg-type]
+    optimizer = RiemannianAdam(model.parameters(), lr=1e-3)
+    return _Contender(model, optimizer, "compiled" if name == "compiled" else "eager")
+
+
+def _make_step(settings: Settings, name: str) -> tuple[Callable[[], object], Callable[[], object]]:
+    """For `peak_rise`: runs in a process of its own."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    contender, images, small = _contender(settings, name), settings.batch(), settings.batch(2)
+    return lambda: contender.step(*small), lambda: contender.step(*images)
+
+
+def _peak(settings: Settings, name: str) -> int:
+    if settings.device == "cpu":
+        return peak_rise(_make_step, settings, name)
+    warm_up, step = _make_step(settings, name)
+    warm_up()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _agreement(settings: Settings) -> dict[str, float]:
+    """How far loss and gradients are from the plain composition's, in float64, relative; for each backend."""
+    model = create_model(settings.name("hyperbolic"), c=settings.c).to(settings.device).double()
+    images, labels = settings.batch(4)
+
+    def results(network: nn.Module, backend: str) -> list[Tensor]:
+        with set_backend(backend):  # type: ignore[arg-type]
+            loss = F.cross_entropy(network(images.double()), labels)
+            return [loss.detach(), *torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])]
+
+    expected = results(NaiveResNet(model), "eager")  # type: ignore[arg-type]
+    return {backend: largest_difference(results(model, backend), expected) for backend in ("eager", "compiled")}
+
+
+def _layers(settings: Settings, contenders: Iterable[str]) -> dict[str, Any]:
+    """Forward and backward of single layers, at the sizes of the network's first group."""
+    channels, size = int(settings.widths.partition("-")[0]), settings.image_size
+    ball = geoopt.PoincareBall(settings.c).to(settings.device)
+    shape = (settings.batch_size, channels, size, size)
+    g = torch.Generator().manual_seed(0)
+    u = (0.2 * torch.randn(shape, generator=g)).to(settings.device)
+    cotangent = torch.randn(shape, generator=g).to(settings.device)
+    conv = hyperbolic.PoincareConv2d(channels, channels, 3, padding=1, ball=ball)
+    norm = hyperbolic.PoincareBatchNorm2d(channels, ball=ball)
+    add = hyperbolic.PoincareResidual(ball=ball)
+    twins = (
+        nn.Conv2d(channels, channels, 3, padding=1).to(settings.device),
+        nn.BatchNorm2d(channels).to(settings.device),
+    )
+    c = ball.c
+    x = naive.convert(u, "tangent", "ball", c=c, dim=1)
+    h = naive.convert(u, "tangent", "hyperboloid", c=c, dim=1)
+    charts = {"in_chart": "hyperboloid", "out_chart": "tangent", "relu": True}
+
+    def plain_norm(x: Tensor) -> Tensor:
+        y = naive.midpoint_batch_norm(x, gain=norm.gain(), center=norm.bias, c=c, scale=norm.scale, eps=norm.eps, dim=1)
+        return naive.poincare_relu(y, c=c)
+
+    layers: dict[str, tuple[Tensor, Callable[[Tensor], Tensor], Tensor, Callable[[Tensor], Tensor], Any]] = {
+        "convolution": (
+            u,
+            twins[0],
+            u,
+            lambda u: conv(u, in_chart="tangent", out_chart="hyperboloid"),
+            lambda x: naive.poincare_conv2d(x, conv.normals(), conv.bias, 1, 1, c=c),
+        ),
+        "norm and ReLU": (u, lambda u: twins[1](u).relu(), h, lambda h: norm(h, **charts), plain_norm),
+        "residual and ReLU": (
+            u,
+            lambda u: (u + cotangent).relu(),
+            h,
+            lambda h: add(h, u, shortcut_chart="tangent", **charts),
+            lambda x: naive.poincare_relu(naive.mobius_residual(x, x.detach(), c=c, dim=1), c=c),
+        ),
+    }
+    results = {}
+    for name, (flat_input, flat, points, ours, plain) in layers.items():
+
+        def call(function: Callable[[Tensor], Tensor], value: Tensor, backend: str) -> Callable[[], object]:
+            def run() -> None:
+                with set_backend(backend):  # type: ignore[arg-type]
+                    function(value.detach().requires_grad_()).backward(cotangent)
+
+            return run
+
+        calls = {
+            "euclidean": call(flat, flat_input, "eager"),
+            "eager": call(ours, points, "eager"),
+            "compiled": call(ours, points, "compiled"),
+            "naive": call(plain, x, "eager"),
+        }
+        seconds = interleave({k: calls[k] for k in contenders}, settings.rounds, settings.device)
+        results[name] = summarise(seconds, "euclidean")
+    return results
+
+
+def _network(settings: Settings, names: list[str], full: bool) -> dict[str, Any]:
+    """Step, and with `full` inference, optimizer step, bytes kept and peak memory."""
+    images, labels = settings.batch()
+    contenders = {name: _contender(settings, name) for name in names}
+    results: dict[str, Any] = {}
+
+    def timed(key: str, call: Callable[[_Contender], Callable[[], object]]) -> None:
+        fast = {name: call(contender) for name, contender in contenders.items() if name != "naive"}
+        seconds = interleave(fast, settings.rounds, settings.device)
+        results[key] = summarise(seconds, "euclidean")
+        if "naive" in contenders:  # fewer rounds: one takes as long as all of the others
+            pair = {"euclidean": fast["euclidean"], "naive": call(contenders["naive"])}
+            results[key]["naive"] = summarise(interleave(pair, 2, settings.device), "euclidean")["naive"]
+
+    timed("step", lambda contender: lambda: contender.step(images, labels))
+    results["kept_bytes"] = {
+        name: kept_bytes(lambda contender=contender: contender.loss(images, labels), contender.model)  # type: ignore[misc]
+        for name, contender in contenders.items()
+    }
+    if full:
+        timed("optimizer", lambda contender: contender.optimizer.step)
+        for contender in contenders.values():
+            contender.model.eval()
+        contenders.pop("naive", None)  # has no evaluation mode
+        timed("inference", lambda contender: lambda: contender.infer(images))
+        contenders.clear()
+    results["peak_bytes"] = {name: _peak(settings, name) for name in names}
+    return results
+
+
+def _machine() -> dict[str, Any]:
+    processor = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "geoopt": geoopt.__version__,
+        "manifold_resnet": manifold_resnet.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def benchmark(settings: Settings) -> dict[str, Any]:
+    """Measure step, inference, optimizer, layers and memory, in one process, contenders taking turns.
+
+    The contenders are a Euclidean network of the same shape, the hyperbolic one with the backends "eager" and
+    "compiled" (see `manifold_resnet.set_backend`), and the plain composition of geoopt calls on the same parameters
+    ("naive").
+
+    Parameters
+    ----------
+    settings : Settings
+        What to measure.
+
+    Returns
+    -------
+    dict
+        ``settings``, ``machine``, ``agreement`` (largest relative difference of loss and gradients from the naive
+        network's, float64), ``agrees``; ``network``, ``layers`` and ``sweeps``: seconds and ratios to the Euclidean
+        network, medians and quartiles; bytes kept for the backward pass and the rise of memory in a step.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    names = ["euclidean", "eager", "compiled", *(["naive"] if settings.naive else [])]
+    _logger.info("comparing values and gradients with the plain composition of geoopt calls")
+    agreement = _agreement(settings)
+    results: dict[str, Any] = {
+        "settings": asdict(settings),
+        "machine": _machine(),
+        "agreement": agreement,
+        "agrees": all(difference < AGREEMENT for difference in agreement.values()),
+    }
+    _logger.info("measuring %s", settings.name("hyperbolic"))
+    results["network"] = _network(settings, names, full=True)
+    _logger.info("measuring layers")
+    results["layers"] = _layers(settings, names)
+    results["sweeps"] = {}
+    for sweep in settings.sweeps:
+        rows = []
+        for changes in _SWEEPS[sweep]:
+            changed = replace(settings, **changes, rounds=max(settings.rounds // 3, 3))
+            _logger.info("measuring %s, %s", changed.name("hyperbolic"), changes)
+            rows.append({**changes, **_network(changed, ["euclidean", "compiled"], full=False)})
+        results["sweeps"][sweep] = rows
+    return results
