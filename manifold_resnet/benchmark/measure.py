@@ -69,26 +69,29 @@ def kept_bytes(forward: Callable[[], Tensor], module: nn.Module) -> int:
     return sum(seen.values())
 
 
-def _resident() -> int:
+def _memory(key: str) -> int | None:
+    """Bytes that the process has (``VmRSS``) or had at most (``VmHWM``); None where Linux's files are missing."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
-        return _peak_resident()
-    return pages * resource.getpagesize()
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), None)
 
 
-def _peak_resident() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def _peak_memory() -> int:
+    peak = _memory("VmHWM")
+    if peak is not None:
+        return peak
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _measure_peak(make: Callable[..., tuple[Callable[[], object], Callable[[], object]]], args: tuple[Any, ...]) -> int:
     warm_up, step = make(*args)
     warm_up()
     gc.collect()
-    before = _resident()
+    before = _memory("VmRSS") or _peak_memory()
     step()
-    return max(_peak_resident() - before, 0)
+    return max(_peak_memory() - before, 0)
 
 
 def peak_rise(make: Callable[..., tuple[Callable[[], object], Callable[[], object]]], *args: Any) -> int:

@@ -234,7 +234,7 @@ def _layers(settings: Settings, contenders: Iterable[str]) -> dict[str, Any]:
             "compiled": call(ours, points, "compiled"),
             "naive": call(plain, x, "eager"),
         }
-        seconds = interleave({k: calls[k] for k in contenders}, settings.rounds, settings.device)
+        seconds = interleave({k: calls[k] for k in contenders}, max(settings.rounds // 2, 2), settings.device)
         results[name] = summarise(seconds, "euclidean")
     return results
 
@@ -246,12 +246,8 @@ def _network(settings: Settings, names: list[str], full: bool) -> dict[str, Any]
     results: dict[str, Any] = {}
 
     def timed(key: str, call: Callable[[_Contender], Callable[[], object]]) -> None:
-        fast = {name: call(contender) for name, contender in contenders.items() if name != "naive"}
-        seconds = interleave(fast, settings.rounds, settings.device)
-        results[key] = summarise(seconds, "euclidean")
-        if "naive" in contenders:  # fewer rounds: one takes as long as all of the others
-            pair = {"euclidean": fast["euclidean"], "naive": call(contenders["naive"])}
-            results[key]["naive"] = summarise(interleave(pair, 2, settings.device), "euclidean")["naive"]
+        calls = {name: call(contender) for name, contender in contenders.items()}
+        results[key] = summarise(interleave(calls, settings.rounds, settings.device), "euclidean")
 
     timed("step", lambda contender: lambda: contender.step(images, labels))
     results["kept_bytes"] = {
@@ -262,11 +258,16 @@ def _network(settings: Settings, names: list[str], full: bool) -> dict[str, Any]
         timed("optimizer", lambda contender: contender.optimizer.step)
         for contender in contenders.values():
             contender.model.eval()
-        contenders.pop("naive", None)  # has no evaluation mode
         timed("inference", lambda contender: lambda: contender.infer(images))
-        contenders.clear()
+    contenders.clear()
     results["peak_bytes"] = {name: _peak(settings, name) for name in names}
     return results
+
+
+def _naive(settings: Settings) -> dict[str, Any]:
+    """The plain composition next to the Euclidean network, on an eighth of the batch: it needs a lot of memory."""
+    small = replace(settings, batch_size=max(settings.batch_size // 8, 2), rounds=max(settings.rounds // 3, 2))
+    return {"batch_size": small.batch_size, **_network(small, ["euclidean", "compiled", "naive"], full=False)}
 
 
 def _machine() -> dict[str, Any]:
@@ -311,7 +312,7 @@ def benchmark(settings: Settings) -> dict[str, Any]:
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    names = ["euclidean", "eager", "compiled", *(["naive"] if settings.naive else [])]
+    names = ["euclidean", "eager", "compiled"]
     _logger.info("comparing values and gradients with the plain composition of geoopt calls")
     agreement = _agreement(settings)
     results: dict[str, Any] = {
@@ -323,7 +324,10 @@ def benchmark(settings: Settings) -> dict[str, Any]:
     _logger.info("measuring %s", settings.name("hyperbolic"))
     results["network"] = _network(settings, names, full=True)
     _logger.info("measuring layers")
-    results["layers"] = _layers(settings, names)
+    results["layers"] = _layers(settings, [*names, "naive"] if settings.naive else names)
+    if settings.naive:
+        _logger.info("measuring the plain composition of geoopt calls")
+        results["naive"] = _naive(settings)
     results["sweeps"] = {}
     for sweep in settings.sweeps:
         rows = []

@@ -42,8 +42,13 @@ def plot_benchmark(results: Mapping[str, Any]) -> Figure:
     bars = {title: {k: v["ratio"] for k, v in measured.items()} for title, measured in times.items()}
     for title, key in (("kept for backward", "kept_bytes"), ("peak memory", "peak_bytes")):
         bars[title] = {name: value / max(network[key]["euclidean"], 1) for name, value in network[key].items()}
+    if "naive" in results:
+        plain = results["naive"]
+        bars["training step"]["naive"] = plain["step"]["naive"]["ratio"]
+        for title, key in (("kept for backward", "kept_bytes"), ("peak memory", "peak_bytes")):
+            bars[title]["naive"] = plain[key]["naive"] / max(plain[key]["euclidean"], 1)
     axes = figure.add_subplot(grid[0, :])
-    contenders = [name for name in _LABELS if name in network["step"]]
+    contenders = [name for name in _LABELS if any(name in bar for bar in bars.values())]
     width = 0.8 / len(contenders)
     for i, name in enumerate(contenders):
         places = [(j, bar[name]) for j, bar in enumerate(bars.values()) if name in bar]

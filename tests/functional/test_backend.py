@@ -1,0 +1,229 @@
+"""Backends: choosing one, building the kernels, and that all give the same results."""
+
+import shutil
+import warnings
+
+import geoopt
+import pytest
+import torch
+
+import manifold_resnet as mr
+from manifold_resnet.functional import _native
+from manifold_resnet.functional._backend import _State
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="the compiled kernels need a C++ compiler"
+)
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """As in a process that has not built anything, on a machine that has not either."""
+    monkeypatch.setattr(_State, "chosen", None)
+    monkeypatch.setattr(_State, "library", None)
+    monkeypatch.setattr(_State, "broken", None)
+    monkeypatch.setenv("MANIFOLD_RESNET_CACHE", str(tmp_path))
+    monkeypatch.delenv("MANIFOLD_RESNET_BACKEND", raising=False)
+
+
+def block(channels=5, dtype=torch.float64, c=0.7, **options):
+    """Convolution, norm, ReLU, residual: every fused operation, in one function of images."""
+    torch.manual_seed(0)
+    ball = geoopt.PoincareBall(c).to(dtype)
+    conv = mr.nn.PoincareConv2d(channels, channels, 3, padding=1, ball=ball, **options)
+    norm = mr.nn.PoincareBatchNorm2d(channels, ball=ball, **options)
+    add = mr.nn.PoincareResidual(ball=ball, **options)
+    layers = torch.nn.ModuleList([conv, norm, add])
+    with torch.no_grad():
+        conv.bias.uniform_(-0.2, 0.2)
+        norm.bias.copy_(geoopt.ManifoldTensor(0.1 * torch.rand(channels, dtype=dtype), manifold=ball))
+        norm.log_scale.uniform_(0, 1)
+
+    def forward(u):
+        h = conv(u, in_chart="tangent", out_chart="hyperboloid")
+        h = norm(h, in_chart="hyperboloid", out_chart="hyperboloid")
+        return add(h, u, in_chart="hyperboloid", shortcut_chart="tangent", out_chart="tangent", relu=True)
+
+    return layers, forward
+
+
+def results(layers, forward, u, backend):
+    """Output, all gradients and running statistics."""
+    state = {k: v.clone() for k, v in layers.state_dict().items()}
+    u = u.detach().requires_grad_()
+    with mr.set_backend(backend):
+        out = forward(u)
+        cotangent = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+        gradients = torch.autograd.grad(out, [u, *(p for p in layers.parameters() if p.requires_grad)], cotangent)
+    buffers = [b.clone() for b in layers.buffers()]
+    layers.load_state_dict(state)
+    return [out.detach(), *gradients, *buffers]
+
+
+@needs_compiler
+@pytest.mark.parametrize("options", [{}, {"max_distance": 0.5}], ids=["default", "bounded"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("shape", [(2, 1, 1), (3, 17, 23), (1, 12, 31), (40, 4, 5)], ids=str)
+def test_compiled_equals_eager(shape, training, options):
+    """Also for numbers of pixels that fill no block of the kernels, and for one image."""
+    layers, forward = block(**options)
+    layers.train(training)
+    batch, *size = shape
+    u = torch.randn(batch, 5, *size, dtype=torch.float64).relu()
+    for a, b in zip(*(results(layers, forward, u, backend) for backend in ("compiled", "eager")), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@needs_compiler
+def test_learnable_curvature_has_the_same_gradient():
+    ball = geoopt.PoincareBall(0.7, learnable=True).double()
+    conv = mr.nn.PoincareConv2d(3, 4, 3, ball=ball)
+    u = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    gradients = []
+    for backend in ("compiled", "eager"):
+        with mr.set_backend(backend):
+            out = conv(u, in_chart="tangent", out_chart="hyperboloid")
+            gradients += torch.autograd.grad(out.square().sum(), ball.isp_c)
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=0)
+
+
+@needs_compiler
+def test_nothing_uninitialised_is_read():
+    layers, forward = block()
+    u = torch.randn(3, 5, 7, 9, dtype=torch.float64)
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        assert all(t.isfinite().all() for t in results(layers, forward, u, "compiled") if t.is_floating_point())
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@needs_compiler
+def test_repeats_exactly_and_hardly_depends_on_threads():
+    layers, forward = block(dtype=torch.float32)
+    u = torch.randn(8, 5, 16, 16)
+    threads = torch.get_num_threads()
+    first, second = (results(layers, forward, u, "compiled") for _ in range(2))
+    try:
+        torch.set_num_threads(3)
+        other = results(layers, forward, u, "compiled")
+    finally:
+        torch.set_num_threads(threads)
+    for a, b, c in zip(first, second, other, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+def test_without_gradients(context):
+    layers, forward = block()
+    layers.eval()
+    u = torch.randn(3, 5, 7, 9, dtype=torch.float64)
+    with mr.set_backend("compiled"):
+        expected = forward(u).detach()
+        with context():
+            torch.testing.assert_close(forward(u), expected, rtol=0, atol=0)
+
+
+@needs_compiler
+def test_kept_for_the_backward_pass():
+    """Two tensors of the size of the activations for convolution, norm and ReLU, the Euclidean network's count."""
+    from manifold_resnet.benchmark.measure import kept_bytes
+
+    ball = geoopt.PoincareBall(0.1)
+    conv = mr.nn.PoincareConv2d(64, 64, 3, padding=1, ball=ball)
+    norm = mr.nn.PoincareBatchNorm2d(64, ball=ball)
+    u = torch.randn(4, 64, 16, 16, requires_grad=True)
+
+    def forward():
+        h = conv(u, in_chart="tangent", out_chart="hyperboloid")
+        v = norm(h, in_chart="hyperboloid", out_chart="tangent", relu=True)
+        return v, conv(v, in_chart="tangent", out_chart="hyperboloid")
+
+    with mr.set_backend("compiled"):
+        full, kernel = u.numel() * 4, conv.weight.numel() * 4
+        # u, h, v and the second h; per pixel of 64 channels, and per layer, a few numbers
+        assert kept_bytes(forward, torch.nn.ModuleList([conv, norm])) < 4.2 * full + 2.1 * kernel
+
+
+def test_choosing(fresh, monkeypatch):
+    assert mr.get_backend() == "auto"
+    monkeypatch.setenv("MANIFOLD_RESNET_BACKEND", "eager")
+    assert mr.get_backend() == "eager"
+    with mr.set_backend("compiled"):
+        assert mr.get_backend() == "compiled"
+        with mr.set_backend("auto"):
+            assert mr.get_backend() == "auto"
+        assert mr.get_backend() == "compiled"
+    assert mr.get_backend() == "eager"
+    mr.set_backend("auto")
+    assert mr.get_backend() == "auto"
+
+
+def test_unknown_backends(fresh, monkeypatch):
+    with pytest.raises(ValueError, match="must be one of auto, compiled, eager; got 'fast'"):
+        mr.set_backend("fast")
+    monkeypatch.setenv("MANIFOLD_RESNET_BACKEND", "quick")
+    with pytest.raises(ValueError, match="environment variable MANIFOLD_RESNET_BACKEND must be one of .* got 'quick'"):
+        mr.get_backend()
+
+
+@needs_compiler
+def test_built_once(fresh, tmp_path, monkeypatch):
+    library = _native.build()
+    assert library.parent == tmp_path
+    assert [p.name for p in tmp_path.iterdir()] == [library.name], "no half-written files"
+    monkeypatch.setattr(_native, "_run", lambda command: "" if "--version" in command else pytest.fail("built again"))
+    monkeypatch.setattr(_native, "_processor", lambda: "")
+    with pytest.raises(pytest.fail.Exception):  # another processor: another build
+        _native.build()
+
+
+@needs_compiler
+def test_cache_folder_that_cannot_be_written(fresh, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MANIFOLD_RESNET_CACHE", str(tmp_path / "file" / "folder"))
+    assert _native.build().exists()
+
+
+@pytest.mark.parametrize("compiler", ["/no/such/compiler", "false"])
+def test_without_a_compiler(fresh, monkeypatch, compiler):
+    """One warning, the same results; an error if compiled kernels were asked for."""
+    monkeypatch.setenv("CXX", compiler)
+    layers, forward = block()
+    u = torch.randn(3, 5, 17, 17, dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match=r"without compiled kernels.*CXX.*set_backend\('eager'\)") as caught:
+        auto = results(layers, forward, u, "auto")
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again, eager = results(layers, forward, u, "auto"), results(layers, forward, u, "eager")
+    for a, b, c in zip(auto, again, eager, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+    with pytest.raises(RuntimeError, match="backend 'compiled' could not be built"):
+        results(layers, forward, u, "compiled")
+
+
+@needs_compiler
+def test_torch_compile(fresh, monkeypatch):
+    """What a GPU runs, on the CPU: the bodies of a convolution and a residual, compiled by torch.compile."""
+    monkeypatch.setattr(_State, "native", False)
+    torch.manual_seed(0)
+    ball = geoopt.PoincareBall(0.1)
+    conv = mr.nn.PoincareConv2d(4, 4, 3, padding=1, ball=ball)
+    add = mr.nn.PoincareResidual(ball=ball)
+    u = torch.randn(5, 4, 9, 9).relu()
+
+    def forward(u):
+        h = conv(u, in_chart="tangent", out_chart="hyperboloid")
+        return add(h, u, in_chart="hyperboloid", shortcut_chart="tangent", out_chart="tangent", relu=True)
+
+    with torch.no_grad():
+        outputs = []
+        for backend in ("compiled", "eager"):
+            with mr.set_backend(backend):
+                outputs.append(forward(u))
+                outputs.append(forward(u[:4, :, :4, :4]))  # equal sizes: no second compilation, no other result
+    for compiled, eager in zip(outputs[:2], outputs[2:], strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
