@@ -346,36 +346,89 @@ template <typename T> inline T time_of(const T* m, int64_t channels) {
   return std::sqrt(1 + s);
 }
 
+// A block of pixels of an image: C rows of `count` numbers, `stride` apart
+template <typename T> struct Block {
+  int64_t channels, stride, count;
+};
+
+// xi and log
+template <typename T>
+inline void center(Block<T> d, const T* h, const T* m, T time_m, T half, T* __restrict xi, T* __restrict log) {
+  T s[W] = {}, h_m[W] = {}, b_b[W] = {};
+  for (int64_t k = 0; k < d.channels; ++k) {
+    const T* x = h + k * d.stride;
+    const T mk = m[k];
+    SIMD for (int64_t i = 0; i < d.count; ++i) {
+      s[i] += x[i] * x[i];
+      h_m[i] += x[i] * mk;
+    }
+  }
+  SIMD for (int64_t i = 0; i < d.count; ++i) xi[i] = std::sqrt(1 + s[i]) - h_m[i] / (1 + time_m);
+  for (int64_t k = 0; k < d.channels; ++k) {
+    const T* x = h + k * d.stride;
+    const T mk = m[k];
+    SIMD for (int64_t i = 0; i < d.count; ++i) {
+      const T v = x[i] - xi[i] * mk;
+      b_b[i] += v * v;
+    }
+  }
+  SIMD for (int64_t i = 0; i < d.count; ++i) log[i] = half * asinhc(b_b[i], std::sqrt(1 + b_b[i]));
+}
+
+template <typename T>
+inline void recenter(Block<T> d, const T* h, const T* m, const T* xi, const T* log, const T* ratio, const T* beta,
+                     T time_beta, T root_c, T limit, bool tangent, bool relu, T* out) {
+  T s[W] = {}, u_beta[W] = {}, time[W], s_y[W] = {}, exp[W], out_y[W], unused[W], unused_too[W];
+  for (int64_t k = 0; k < d.channels; ++k) {
+    const T* x = h + k * d.stride;
+    const T mk = m[k], rk = ratio[k], bk = beta[k];
+    SIMD for (int64_t i = 0; i < d.count; ++i) {
+      const T u = (x[i] - xi[i] * mk) * log[i] * rk;
+      s[i] += u * u;
+      u_beta[i] += u * bk;
+    }
+  }
+  sinh_factor(d.count, root_c, s, exp, unused, unused_too);
+  SIMD for (int64_t i = 0; i < d.count; ++i) {
+    time[i] = std::sqrt(1 + exp[i] * exp[i] * s[i]) + exp[i] * (u_beta[i] / (1 + time_beta));
+    exp[i] *= log[i];
+  }
+  for (int64_t k = 0; k < d.channels; ++k) {
+    const T* x = h + k * d.stride;
+    const T mk = m[k], rk = ratio[k], bk = beta[k];
+    SIMD for (int64_t i = 0; i < d.count; ++i) {
+      const T y = exp[i] * ((x[i] - xi[i] * mk) * rk) + time[i] * bk;
+      s_y[i] += y * y;
+    }
+  }
+  bounded_factor(d.count, root_c, limit, tangent, s_y, out_y, unused, unused_too);
+  SIMD for (int64_t i = 0; i < d.count; ++i) {
+    exp[i] *= out_y[i];
+    time[i] *= out_y[i];
+  }
+  const T floor = relu ? T(0) : -INFINITY;
+  for (int64_t k = 0; k < d.channels; ++k) {
+    const T* x = h + k * d.stride;
+    T* to = out + k * d.stride;
+    const T mk = m[k], rk = ratio[k], bk = beta[k];
+    SIMD for (int64_t i = 0; i < d.count; ++i) {
+      const T y = exp[i] * ((x[i] - xi[i] * mk) * rk) + time[i] * bk;
+      to[i] = y < floor ? floor : y;
+    }
+  }
+}
+
 // sums: [C] of w^2
 template <typename T>
-void moments(Shape d, int threads, const T* h, const T* m, T c, bool with_moments, T* xi, T* log, double* sums) {
+void moments(Shape d, int threads, const T* h, const T* m, T c, T* xi, T* log, double* sums) {
   const T time_m = time_of(m, d.channels), half = T(0.5) / std::sqrt(c);
   for_blocks(d, threads, d.channels, sums, [=](int64_t b, int64_t first, int64_t count, double* sum) {
-    T s[W] = {}, h_m[W] = {}, b_b[W] = {};
     const int64_t pixel = b * d.pixels + first;
+    const T* block = h + b * d.channels * d.pixels + first;
+    T *x_i = xi + pixel, *l = log + pixel;
+    center<T>({d.channels, d.pixels, count}, block, m, time_m, half, x_i, l);
     for (int64_t k = 0; k < d.channels; ++k) {
-      const T* x = h + (b * d.channels + k) * d.pixels + first;
-      const T mk = m[k];
-      SIMD for (int64_t i = 0; i < count; ++i) {
-        s[i] += x[i] * x[i];
-        h_m[i] += x[i] * mk;
-      }
-    }
-    T* x_i = xi + pixel;
-    T* l = log + pixel;
-    SIMD for (int64_t i = 0; i < count; ++i) x_i[i] = std::sqrt(1 + s[i]) - h_m[i] / (1 + time_m);
-    for (int64_t k = 0; k < d.channels; ++k) {
-      const T* x = h + (b * d.channels + k) * d.pixels + first;
-      const T mk = m[k];
-      SIMD for (int64_t i = 0; i < count; ++i) {
-        const T v = x[i] - x_i[i] * mk;
-        b_b[i] += v * v;
-      }
-    }
-    SIMD for (int64_t i = 0; i < count; ++i) l[i] = half * asinhc(b_b[i], std::sqrt(1 + b_b[i]));
-    if (!with_moments) return;
-    for (int64_t k = 0; k < d.channels; ++k) {
-      const T* x = h + (b * d.channels + k) * d.pixels + first;
+      const T* x = block + k * d.pixels;
       const T mk = m[k];
       T total = 0;
       _Pragma("omp simd reduction(+ : total)") for (int64_t i = 0; i < count; ++i) {
@@ -387,57 +440,17 @@ void moments(Shape d, int threads, const T* h, const T* m, T c, bool with_moment
   });
 }
 
+// With xi and log computed (and kept) before, or, if `known` is false, on the way
 template <typename T>
-void recenter(Shape d, int threads, const T* h, const T* m, const T* xi, const T* log, const T* ratio, const T* beta,
-              T c, T limit, bool tangent, bool relu, T* out) {
-  const T root_c = std::sqrt(c), time_beta = time_of(beta, d.channels);
+void recentered(Shape d, int threads, const T* h, const T* m, bool known, T* xi, T* log, const T* ratio,
+                const T* beta, T c, T limit, bool tangent, bool relu, T* out) {
+  const T root_c = std::sqrt(c), time_beta = time_of(beta, d.channels), time_m = time_of(m, d.channels);
   for_blocks(d, threads, 0, nullptr, [=](int64_t b, int64_t first, int64_t count, double*) {
-    const int64_t pixel = b * d.pixels + first;
-    const T root_c_ = root_c;
-    const T limit_ = limit;
-    const T time_beta_ = time_beta;
-    T s[W] = {}, u_beta[W] = {}, time[W], s_y[W] = {};
-    const T* x_i = xi + pixel;
-    const T* l = log + pixel;
-    for (int64_t k = 0; k < d.channels; ++k) {
-      const T* x = h + (b * d.channels + k) * d.pixels + first;
-      const T mk = m[k], rk = ratio[k], bk = beta[k];
-      SIMD for (int64_t i = 0; i < count; ++i) {
-        const T u = (x[i] - x_i[i] * mk) * l[i] * rk;
-        s[i] += u * u;
-        u_beta[i] += u * bk;
-      }
-    }
-    T exp[W], out_y[W], unused[W], unused_too[W];
-    sinh_factor(count, root_c_, s, exp, unused, unused_too);
-    SIMD for (int64_t i = 0; i < count; ++i) {
-      time[i] = std::sqrt(1 + exp[i] * exp[i] * s[i]) + exp[i] * (u_beta[i] / (1 + time_beta_));
-      exp[i] *= l[i];
-    }
-    for (int64_t k = 0; k < d.channels; ++k) {
-      const T* x = h + (b * d.channels + k) * d.pixels + first;
-      const T mk = m[k], rk = ratio[k], bk = beta[k];
-      SIMD for (int64_t i = 0; i < count; ++i) {
-        const T y = exp[i] * ((x[i] - x_i[i] * mk) * rk) + time[i] * bk;
-        s_y[i] += y * y;
-      }
-    }
-    bounded_factor(count, root_c_, limit_, tangent, s_y, out_y, unused, unused_too);
-    SIMD for (int64_t i = 0; i < count; ++i) {
-      exp[i] *= out_y[i];
-      time[i] *= out_y[i];
-    }
-    const T floor = relu ? T(0) : -INFINITY;
-    for (int64_t k = 0; k < d.channels; ++k) {
-      const int64_t at = (b * d.channels + k) * d.pixels + first;
-      const T* h_k = h + at;
-      T* out_k = out + at;
-      const T mk = m[k], rk = ratio[k], bk = beta[k];
-      SIMD for (int64_t i = 0; i < count; ++i) {
-        const T y = exp[i] * ((h_k[i] - x_i[i] * mk) * rk) + time[i] * bk;
-        out_k[i] = y < floor ? floor : y;
-      }
-    }
+    const int64_t at = b * d.channels * d.pixels + first;
+    T *x_i = xi + b * d.pixels + first, *l = log + b * d.pixels + first;
+    const Block<T> block = {d.channels, d.pixels, count};
+    if (!known) center<T>(block, h + at, m, time_m, T(0.5) / root_c, x_i, l);
+    recenter<T>(block, h + at, m, x_i, l, ratio, beta, time_beta, root_c, limit, tangent, relu, out + at);
   });
 }
 
@@ -644,7 +657,6 @@ void residual(Shape d, int threads, const T* x, const T* r, T c, T limit, bool x
               bool relu, T* out) {
   const T root_c = std::sqrt(c);
   for_blocks(d, threads, 0, nullptr, [=](int64_t b, int64_t first, int64_t count, double*) {
-    const int64_t pixel = b * d.pixels + first;
     const T root_c_ = root_c;
     const T limit_ = limit;
     T s_x[W] = {}, s_r[W] = {}, inner[W] = {}, s_z[W] = {}, by_x[W], by_r[W];
@@ -695,7 +707,6 @@ void residual_backward(Shape d, int threads, const T* grad, const T* result, con
                        bool x_first, bool r_tangent, bool tangent, T* grad_x, T* grad_r, double* sums) {
   const T root_c = std::sqrt(c);
   for_blocks(d, threads, 1, sums, [=](int64_t b, int64_t first, int64_t count, double* sum) {
-    const int64_t pixel = b * d.pixels + first;
     const T root_c_ = root_c;
     const T limit_ = limit;
     T s_x[W] = {}, s_r[W] = {}, inner[W] = {}, g_x[W] = {}, g_r[W] = {};
@@ -854,6 +865,11 @@ void lift_backward(int64_t n, const T* grad, const T* x, double c, double cap, T
 // Window sums of the channels' sums of squares (conv._inner)
 struct Window {
   int64_t height, width, out_height, out_width, kh, kw, sh, sw, ph, pw, dh, dw;
+  // the columns x of the result with 0 <= x sw + shift < width
+  int64_t first(int64_t shift) const { return shift < 0 ? (-shift + sw - 1) / sw : 0; }
+  int64_t last(int64_t shift) const {
+    return shift >= width ? 0 : std::min(out_width, (width - 1 - shift) / sw + 1);
+  }
 };
 
 template <typename T>
@@ -871,13 +887,11 @@ void window_squares(Shape d, int threads, const T* v, Window w, T factor, T* squ
         SIMD for (int64_t x = 0; x < w.width; ++x) row[x] += from[x];
       }
       T* result = out + (b * w.out_height + y) * w.out_width;
-      for (int64_t x = 0; x < w.out_width; ++x) {
-        T sum = 0;
-        for (int64_t j = 0; j < w.kw; ++j) {
-          const int64_t at = x * w.sw - w.pw + j * w.dw;
-          if (at >= 0 && at < w.width) sum += row[at];
-        }
-        result[x] = factor * sum;
+      std::fill(result, result + w.out_width, T(0));
+      for (int64_t j = 0; j < w.kw; ++j) {
+        const int64_t shift = j * w.dw - w.pw;
+        const T* from = row + shift;
+        SIMD for (int64_t x = w.first(shift); x < w.last(shift); ++x) result[x] += factor * from[x * w.sw];
       }
     }
   });
@@ -891,11 +905,10 @@ void window_squares_backward(Shape d, int threads, const T* grad, const T* v, Wi
     for (int64_t y = 0; y < w.out_height; ++y) {
       const T* g = grad + (b * w.out_height + y) * w.out_width;
       T* row = rows.data() + y * w.width;
-      for (int64_t x = 0; x < w.out_width; ++x) {
-        for (int64_t j = 0; j < w.kw; ++j) {
-          const int64_t at = x * w.sw - w.pw + j * w.dw;
-          if (at >= 0 && at < w.width) row[at] += 2 * factor * g[x];
-        }
+      for (int64_t j = 0; j < w.kw; ++j) {
+        const int64_t shift = j * w.dw - w.pw;
+        T* to = row + shift;
+        SIMD for (int64_t x = w.first(shift); x < w.last(shift); ++x) to[x * w.sw] += 2 * factor * g[x];
       }
       for (int64_t j = 0; j < w.kh; ++j) {
         const int64_t at = y * w.sh - w.ph + j * w.dh;
@@ -984,14 +997,14 @@ void batch_norm(Shape d, int threads, const T* h, const T* given_mean, const T* 
   for (int64_t k = 0; k <= C; ++k) statistics[k] = T(sums[k]);
   const std::vector<T> m = converted<T>(mean.data(), C);
   std::vector<double> variance(static_cast<size_t>(C));
-  moments(d, threads, h, m.data(), c, !given_variance, xi, log, variance.data());
+  if (!given_variance) moments(d, threads, h, m.data(), c, xi, log, variance.data());
   std::vector<T> ratio(static_cast<size_t>(C));
   for (int64_t k = 0; k < C; ++k) {
     const double v = given_variance ? double(given_variance[k]) : variance[k] / count;
     statistics[C + 1 + k] = T(v);
     ratio[k] = T(gain[k] / std::sqrt(v + eps));
   }
-  recenter(d, threads, h, m.data(), xi, log, ratio.data(), beta, c, limit, tangent, relu, out);
+  recentered(d, threads, h, m.data(), !given_variance, xi, log, ratio.data(), beta, c, limit, tangent, relu, out);
 }
 
 // sums: [C] each for the mean, the variance, the gain and the centre, [1] for c. `pixels` is scratch space [3, B, N].
@@ -1041,7 +1054,9 @@ void batch_norm_backward(Shape d, int threads, const T* grad, const T* result, c
 
 }  // namespace
 
-#define SHAPE int64_t images, int64_t channels, int64_t pixels, [[maybe_unused]] int threads
+#define SHAPE                                                                                          \
+  [[maybe_unused]] int64_t images, [[maybe_unused]] int64_t channels, [[maybe_unused]] int64_t pixels, \
+      [[maybe_unused]] int threads
 #define DIMS {images, channels, pixels}, threads
 
 #define WINDOW                                                                                                   \
