@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 Chart = Literal["ball", "tangent", "hyperboloid"]
+_CHARTS = get_args(Chart)
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
@@ -46,6 +47,8 @@ def curvature(c: Tensor | float, like: Tensor) -> Tensor:
     if isinstance(c, Tensor):
         if c.numel() != 1:
             raise ValueError(f"c must be a scalar, got a tensor of shape {tuple(c.shape)}")
+        if c.ndim == 0 and c.dtype == like.dtype and c.device == like.device:
+            return c
         return c.reshape(()).to(dtype=like.dtype, device=like.device)
     if not (c > 0 and math.isfinite(c)):
         raise ValueError(f"c must be positive and finite (the ball's sectional curvature is -c), got {c}")
@@ -54,8 +57,8 @@ def curvature(c: Tensor | float, like: Tensor) -> Tensor:
 
 def check_chart(chart: str, name: str) -> None:
     """Raise a ValueError unless `chart` names one of the three charts."""
-    if chart not in get_args(Chart):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(Chart))}; got {chart!r}")
+    if chart not in _CHARTS:
+        raise ValueError(f"{name} must be one of {', '.join(_CHARTS)}; got {chart!r}")
 
 
 def check_max_distance(max_distance: float | None) -> None:
