@@ -314,7 +314,10 @@ def benchmark(settings: Settings) -> dict[str, Any]:
         torch.set_num_threads(settings.threads)
     names = ["euclidean", "eager", "compiled"]
     _logger.info("comparing values and gradients with the plain composition of geoopt calls")
-    agreement = _agreement(settings)
+    try:
+        agreement = _agreement(settings)
+    except RuntimeError as error:
+        raise UserError(str(error)) from error
     results: dict[str, Any] = {
         "settings": asdict(settings),
         "machine": _machine(),

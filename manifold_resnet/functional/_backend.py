@@ -1,9 +1,14 @@
-"""Where the elementwise bodies of the operations run: eagerly, or compiled by ``torch.compile``.
+"""Where the elementwise bodies of the operations run.
 
 The hand-written forward and backward passes are made of a few `kernel` bodies each: pointwise work with reductions over
-the channels or the pixels of tensors ``[B, C, N]``. There is one source for all devices. Eagerly a body is a chain of
-torch operations; compiled it is one or two fused loops. Each body is compiled once, for all shapes, and
-``torch.compile`` keeps the result on disk.
+the channels or the pixels of tensors ``[B, C, N]``. Eagerly a body is a chain of torch operations. With compiled
+kernels, what runs is
+
+- on CPUs ``kernels.cpp`` (see `native`), where each layer is a few passes over memory;
+- on GPUs the bodies, each compiled once for all shapes by ``torch.compile``, which keeps the result on disk.
+
+On CPUs ``torch.compile`` of the same bodies takes 60 s instead of 4 s to build and was slower: it materialises what it
+should not, and a training step makes hundreds of calls around each of which it spends as long as a small kernel takes.
 """
 
 from __future__ import annotations
@@ -76,10 +81,11 @@ class set_backend:  # noqa: N801, a function to its users, as torch.set_grad_ena
     Parameters
     ----------
     name : {"auto", "compiled", "eager"}
-        ``"compiled"``: by ``torch.compile``, which needs a C++ compiler on CPU and Triton on GPU, takes a minute the
-        first time on a machine (results are kept in ``TORCHINDUCTOR_CACHE_DIR``) and seconds in each later process;
-        raises a RuntimeError where that does not work. ``"eager"``: plain torch operations. ``"auto"``: compiled
-        for batches of 256 pixels and more where that works, else eager, with one warning.
+        ``"compiled"``: kernels for this machine, built on first use and kept on disk. On CPU that takes a C++ compiler
+        and seconds, and ``MANIFOLD_RESNET_CACHE`` names the folder; on GPU it takes Triton and about a minute, and
+        ``TORCHINDUCTOR_CACHE_DIR`` names the folder. Raises a RuntimeError where it does not work. ``"eager"``: plain
+        torch operations. ``"auto"``: compiled for batches of 256 pixels and more where that works, else eager, with
+        one warning.
 
     Raises
     ------

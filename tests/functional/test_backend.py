@@ -201,7 +201,8 @@ def test_without_a_compiler(fresh, monkeypatch, compiler):
         warnings.simplefilter("error")
         again, eager = results(layers, forward, u, "auto"), results(layers, forward, u, "eager")
     for a, b, c in zip(auto, again, eager, strict=True):
-        assert torch.equal(a, b) and torch.equal(a, c)
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
     with pytest.raises(RuntimeError, match="backend 'compiled' could not be built"):
         results(layers, forward, u, "compiled")
 
