@@ -164,9 +164,13 @@ def _peak(settings: Settings, name: str) -> int:
 
 
 def _agreement(settings: Settings) -> dict[str, float]:
-    """How far loss and gradients are from the plain composition's, in float64, relative; for each backend."""
+    """How far loss and gradients are from the plain composition's, in float64, relative; for each backend.
+
+    On two small images and depth 8, because of what the plain composition needs in memory.
+    """
+    settings = replace(settings, depth=8, image_size=min(settings.image_size, 12))
     model = create_model(settings.name("hyperbolic"), c=settings.c).to(settings.device).double()
-    images, labels = settings.batch(4)
+    images, labels = settings.batch(2)
 
     def results(network: nn.Module, backend: str) -> list[Tensor]:
         with set_backend(backend):  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 __all__ = ["plot_benchmark"]
 
@@ -56,10 +56,15 @@ def plot_benchmark(results: Mapping[str, Any]) -> Figure:
         drawn = axes.bar(x, [value for _, value in places], width, color=_COLORS[name], label=_LABELS[name])
         axes.bar_label(drawn, fmt="%.1f", fontsize=8, padding=1)
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set(yscale="log", ylabel="times the Euclidean network's", xticks=range(len(bars)), xticklabels=list(bars))
-    axes.margins(y=0.12)
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.legend(frameon=False)
+    axes.set(
+        yscale="log",
+        ylabel="times Euclidean",
+        xticks=range(len(bars)),
+        xticklabels=[title.replace(" ", "\n", 1) for title in bars],
+    )
+    axes.set_ylim(top=4 * max(value for bar in bars.values() for value in bar.values()))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.legend(frameon=False, ncols=len(contenders), loc="upper left")
     settings, machine = results["settings"], results["machine"]
     axes.set_title(
         f"ResNet-{settings['depth']}, {settings['widths']} channels, batch {settings['batch_size']}, "
