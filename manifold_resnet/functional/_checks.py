@@ -80,8 +80,3 @@ def broadcast_channels(v: Tensor, x: Tensor, dim: int) -> Tensor:
     if v.ndim == 0:
         return v
     return v.view([-1 if d == dim % x.ndim else 1 for d in range(x.ndim)])
-
-
-def sum_over(x: Tensor, dims: list[int]) -> Tensor:
-    """Sum over `dims`; torch takes an empty list for all dimensions."""
-    return x.sum(dims) if dims else x

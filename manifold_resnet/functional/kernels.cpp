@@ -181,12 +181,12 @@ template <typename Body> void for_blocks(Shape shape, int threads, int64_t n_sum
 #endif
   {
 #ifdef _OPENMP
-    const int64_t thread = omp_get_thread_num();
+    const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
 #else
-    const int64_t thread = 0;
+    const int64_t thread = 0, team = 1;
 #endif
     // the same blocks for the same thread, whatever the schedule: results do not change from run to run
-    for (int64_t i = total * thread / threads; i < total * (thread + 1) / threads; ++i) {
+    for (int64_t i = total * thread / team; i < total * (thread + 1) / team; ++i) {
       const int64_t first = (i % blocks) * W;
       const int64_t count = first + W < shape.pixels ? W : shape.pixels - first;
       body(i / blocks, first, count, partial.data() + thread * n_sums);

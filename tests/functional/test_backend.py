@@ -182,6 +182,29 @@ def test_built_once(fresh, tmp_path, monkeypatch):
 
 
 @needs_compiler
+def test_compiler_without_openmp(fresh, monkeypatch):
+    """As on a Mac: one thread, the same results."""
+    run = _native._run
+
+    def without(command):
+        if "-fopenmp" in command:
+            raise RuntimeError("unsupported option '-fopenmp'")
+        return run(command)
+
+    monkeypatch.setattr(_native, "_run", without)
+    layers, forward = block()
+    u = torch.randn(5, 5, 17, 23, dtype=torch.float64)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        compiled, eager = (results(layers, forward, u, backend) for backend in ("compiled", "eager"))
+    finally:
+        torch.set_num_threads(threads)
+    for a, b in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@needs_compiler
 def test_cache_folder_that_cannot_be_written(fresh, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MANIFOLD_RESNET_CACHE", str(tmp_path / "file" / "folder"))
