@@ -84,8 +84,8 @@ class set_backend:  # noqa: N801, a function to its users, as torch.set_grad_ena
         ``"compiled"``: kernels for this machine, built on first use and kept on disk. On CPU that takes a C++ compiler
         and seconds, and ``MANIFOLD_RESNET_CACHE`` names the folder; on GPU it takes Triton and about a minute, and
         ``TORCHINDUCTOR_CACHE_DIR`` names the folder. Raises a RuntimeError where it does not work. ``"eager"``: plain
-        torch operations. ``"auto"``: compiled for batches of 256 pixels and more where that works, else eager, with
-        one warning.
+        torch operations. ``"auto"``: compiled where that works (but for batches of fewer than 256 pixels), else eager,
+        with one warning.
 
     Raises
     ------
@@ -139,18 +139,21 @@ def _broken(backend: Backend, error: Exception) -> None:
     )
 
 
-def native(x: Tensor, pixels: int | None = None) -> Library | None:
-    """The C++ kernels, if they are to be used for images like `x`, ``[B, C, ...]`` (or with so many pixels in all)."""
+def native(x: Tensor, *others: Tensor | None, parameter: bool = False) -> Library | None:
+    """The C++ kernels, if they are to be used for images `x` ``[B, C, ...]`` (or a parameter) and others of its dtype.
+
+    With mixed dtypes torch's type promotion is wanted, so they are not.
+    """
     if x.device.type != "cpu" or torch.is_grad_enabled() or _transformed() or not _State.native:
         return None
     backend = get_backend()
     if backend == "eager" or (_State.broken is not None and backend == "auto"):
         return None
-    if pixels is None:
-        pixels = x.numel() // max(x.shape[1], 1)
-    if pixels < (1 if backend == "compiled" else _WORTHWHILE):
+    if not parameter and x.numel() < x.shape[1] * (1 if backend == "compiled" else _WORTHWHILE):
         return None
-    if type(x) not in (Tensor, Parameter) or x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+    if type(x) not in (Tensor, Parameter) or x.dtype not in (torch.float32, torch.float64):
+        return None
+    if any(t is not None and t.dtype != x.dtype for t in others):
         return None
     if _State.library is None:
         with _State.lock:

@@ -293,7 +293,7 @@ def _batch_norm(
     relu: bool,
 ) -> tuple[Tensor, ...]:
     """The result; the batch's sums [C + 1] and variance [C] (or those given); `xi` and `log`."""
-    library = native(h)
+    library = native(h, mean, variance, gain, center, c, limit)
     if library is not None:
         return library.batch_norm(h, mean, variance, gain, center, c, limit, eps, chart == "tangent", relu)
     if mean is None:
@@ -331,7 +331,7 @@ def _batch_norm_backward(
     grad = grads[0]
     if grad is None:  # the other outputs pass no gradients
         return (None,) * 7
-    library = None if needs[6] else native(h)
+    library = None if needs[6] else native(h, grad, mean, variance, gain, center, c, limit)
     if library is not None:
         grad_h, *by_vectors, by_c = library.batch_norm_backward(
             grad, result if relu else None, h, mean, variance, gain, center, c, limit, sums, batch_variance, xi, log,

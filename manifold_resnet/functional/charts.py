@@ -23,7 +23,7 @@ from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._backend import _WORTHWHILE, kernel, native
+from manifold_resnet.functional._backend import kernel, native
 from manifold_resnet.functional._checks import (
     Chart,
     check_chart,
@@ -140,14 +140,14 @@ def _scale(
     return inside, bound, shrink if src == dst else _factor(inside, c, src, dst) * shrink
 
 
-def _native_lift(x: Tensor, src: Chart, dst: Chart, distance: float, dim: int, relu: bool) -> Library | None:
+def _native_lift(x: Tensor, c: Tensor, src: Chart, dst: Chart, distance: float, dim: int, relu: bool) -> Library | None:
     """The C++ kernels for single points of the ball: parameters, of which there are many, and each is small."""
     lifts = (src, dst) == ("ball", "hyperboloid") and x.ndim == 1 and math.isinf(distance) and not relu
-    return native(x, _WORTHWHILE) if lifts else None
+    return native(x, c, parameter=True) if lifts else None
 
 
 def _radial(x: Tensor, c: Tensor, src: Chart, dst: Chart, distance: float, cap: float, dim: int, relu: bool) -> Tensor:
-    library = _native_lift(x, src, dst, distance, dim, relu)
+    library = _native_lift(x, c, src, dst, distance, dim, relu)
     if library is not None:
         return library.lift(x, c, cap)
     *_, f = _scale((x * x).sum(dim, keepdim=True), c, src, dst, distance, cap)
@@ -166,7 +166,7 @@ def _radial_backward(
     dim: int,
     relu: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    library = _native_lift(x, src, dst, distance, dim, relu)
+    library = _native_lift(x, c, src, dst, distance, dim, relu)
     if library is not None:
         grad_x, grad_c = library.lift_backward(grad, x, c, cap)
         return grad_x, grad_c if needs[1] else None

@@ -156,7 +156,7 @@ def _residual(
     chart: Chart,
     relu: bool,
 ) -> Tensor:
-    library = native(x)
+    library = native(x, shortcut, c, limit)
     if library is not None:
         return library.residual(
             x, shortcut, c, limit, order == "fr", shortcut_chart == "tangent", chart == "tangent", relu
@@ -178,7 +178,7 @@ def _residual_backward(
     chart: Chart,
     relu: bool,
 ) -> tuple[Tensor | None, ...]:
-    library = None if needs[3] else native(x)
+    library = None if needs[3] else native(x, grad, shortcut, c, limit)
     if library is not None:
         *gradients, by_c = library.residual_backward(
             grad, result if relu else None, x, shortcut, c, limit, order == "fr", shortcut_chart == "tangent",

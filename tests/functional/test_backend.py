@@ -89,6 +89,25 @@ def test_learnable_curvature_has_the_same_gradient():
 
 
 @needs_compiler
+@pytest.mark.parametrize("layers_in", [torch.bfloat16, torch.float32], ids=str)
+def test_mixed_precision_is_promoted_as_in_eager(layers_in):
+    """Kernels read memory as one dtype: with several, they are not used."""
+    ball = geoopt.PoincareBall(0.7)
+    norm = mr.nn.PoincareBatchNorm2d(5, ball=ball)
+    norm.log_scale.data.uniform_(0, 1)
+    norm.to(layers_in)
+    add = mr.nn.PoincareResidual(ball=ball)
+    h, other = torch.randn(3, 5, 9, 9, dtype=torch.float64), torch.randn(3, 5, 9, 9)
+    outputs = []
+    for backend in ("compiled", "eager"):
+        norm.reset_running_stats()
+        with mr.set_backend(backend):
+            outputs.append((norm(h, in_chart="hyperboloid", out_chart="tangent"), add(0.05 * h, 0.05 * other)))
+    for a, b in zip(*outputs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@needs_compiler
 def test_nothing_uninitialised_is_read():
     layers, forward = block()
     u = torch.randn(3, 5, 7, 9, dtype=torch.float64)
