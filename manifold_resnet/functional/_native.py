@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,21 +123,37 @@ class Library:
 
     def _run(self, name: str, x: Tensor, *args: Tensor | int | float | None) -> None:
         """Run a kernel on pixels shaped as `x` ``[B, C, N]``. Tensors must be contiguous."""
-        function = self._functions.get((name, x.dtype))
+        self._call(name, x.dtype, tuple(x.shape), args)
+
+    def _call(self, name: str, dtype: torch.dtype, shape: Sequence[int], args: Sequence[Any]) -> None:
+        function = self._functions.get((name, dtype))
         if function is None:
-            function = self._functions[name, x.dtype] = self._library[f"{name}_{_TYPES[x.dtype]}"]
+            function = self._functions[name, dtype] = self._library[f"{name}_{_TYPES[dtype]}"]
             function.restype = None  # type: ignore[attr-defined]
-        images, channels, pixels = x.shape
         function(
-            _int64(images),
-            _int64(channels),
-            _int64(pixels),
+            *map(_int64, shape),
             torch.get_num_threads(),
             *[
                 _pointer(a.data_ptr()) if isinstance(a, Tensor) else _double(a) if isinstance(a, float) else a
                 for a in args
             ],
         )
+
+    def step(
+        self,
+        name: str,
+        points: Sequence[Tensor],
+        numbers: Sequence[float | int],
+        tensors: Sequence[Sequence[Tensor] | None],
+        *columns: Sequence[float],
+    ) -> None:
+        """Step rows of ball points with an optimizer, "adam" or "sgd". All tensors must be contiguous."""
+        length, count = points[0].shape[-1], len(points)
+        pointers, doubles = _pointer * count, _double * count
+        rows = (_int64 * count)(*[point.numel() // length for point in points])
+        lists = [None if ts is None else pointers(*[t.data_ptr() for t in ts]) for ts in (points, *tensors)]
+        numbers_of = [doubles(*column) for column in columns]
+        self._call(name, points[0].dtype, (count, 1, length), [*numbers, rows, *lists, *numbers_of])
 
     def directions(self, weight: Tensor, c: Tensor, scale: float | None, factor: float) -> tuple[Tensor, Tensor]:
         """`_hyperplanes._directions`."""

@@ -1052,6 +1052,121 @@ void batch_norm_backward(Shape d, int threads, const T* grad, const T* result, c
                  constant.data(), to_excess, grad_h);
 }
 
+// Steps of optimizers on points of a ball, the rows of parameters: manifold_resnet.optim's Rows, one row at a time.
+// Sums and numbers per row are doubles.
+struct Ball {
+  double c, reach;  // points stay within this norm
+  int exact;        // step along geodesics rather than add and project
+};
+
+template <typename T> inline double dot(int64_t n, const T* a, const T* b) {
+  T sum = 0;
+  _Pragma("omp simd reduction(+ : sum)") for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+template <typename T> inline void scale(int64_t n, double factor, T* x) {
+  for (int64_t i = 0; i < n; ++i) x[i] *= T(factor);
+}
+
+// Move a point inside the ball; its squared norm
+template <typename T> inline double project(const Ball& ball, int64_t n, T* x) {
+  const double s = dot(n, x, x);
+  if (!(std::sqrt(s) > ball.reach)) return s;
+  scale(n, ball.reach / std::sqrt(s), x);
+  return dot(n, x, x);
+}
+
+// Move x by d (after moving it towards the origin by a share of its distance), and carry m, which may be missing
+template <typename T> void move(const Ball& ball, int64_t n, double share, T* x, double s, T* d, T* m) {
+  const double c = ball.c;
+  double half = 0.5 * (1 - c * s);
+  if (share != 0 && s > 0) {
+    const double t = std::sqrt(c * s);
+    scale(n, t > 0 ? std::tanh((1 - share) * std::atanh(t)) / t : 1 - share, x);
+    s = dot(n, x, x);
+    const double after = 0.5 * (1 - c * s);
+    scale(n, after / half, d);
+    if (m) scale(n, after / half, m);
+    half = after;
+  }
+  double by_x = 1, by_d = 1;
+  if (ball.exact) {
+    const double u2 = dot(n, d, d), t = std::sqrt(c * u2) * (0.5 / half), w = (t > 0 ? std::tanh(t) / t : 1) * (0.5 / half);
+    const double xw = w * dot(n, x, d), w2 = w * w * u2, r = 1 / std::max(1 + 2 * c * xw + c * c * s * w2, 1e-30);
+    by_x = r * (1 + 2 * c * xw + c * w2);
+    by_d = r * w * (1 - c * s);
+  }
+  for (int64_t i = 0; i < n; ++i) d[i] = T(by_x) * x[i] + T(by_d) * d[i];
+  const double y2 = project(ball, n, d);
+  if (m) {  // gyr[y, -x] m lambda_x / lambda_y
+    const double xy = dot(n, x, d), xm = dot(n, x, m), ym = dot(n, d, m);
+    const double ratio = 0.5 * (1 - c * y2) / half, r = 2 / std::max(1 - 2 * c * xy + c * c * s * y2, 1e-30);
+    const T by_y = T(ratio * r * c * (c * (2 * xy * xm - ym * s) - xm)), by_point = T(ratio * r * c * (ym - c * xm * y2));
+    for (int64_t i = 0; i < n; ++i) m[i] = T(ratio) * m[i] + by_y * d[i] + by_point * x[i];
+  }
+  std::copy(d, d + n, x);
+}
+
+// f(parameter, first element of a row) for all rows of parameters
+template <typename F> void each_row(int64_t parameters, int64_t n, const int64_t* rows, int threads, const F& f) {
+  std::vector<int64_t> ends(static_cast<size_t>(parameters));
+  int64_t total = 0;
+  for (int64_t p = 0; p < parameters; ++p) ends[static_cast<size_t>(p)] = total += rows[p];
+  if (total * n < 16384) threads = 1;
+  (void)threads;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+#endif
+  for (int64_t row = 0; row < total; ++row) {
+    const int64_t p = std::upper_bound(ends.begin(), ends.end(), row) - ends.begin();
+    f(p, (row - ends[static_cast<size_t>(p)] + rows[p]) * n);
+  }
+}
+
+struct Adam {
+  double lr, beta1, beta2, eps, decay, share, factor;  // share: decoupled weight decay; factor: of the gradients
+  int by_coordinate;
+};
+
+template <typename T>
+void adam_row(const Ball& ball, const Adam& a, int64_t n, T* x, const T* grad, T* m, T* v, T* largest, double first,
+              double second) {
+  std::vector<T> step(static_cast<size_t>(n));
+  T* d = step.data();
+  const double s = project(ball, n, x), half = 0.5 * (1 - ball.c * s);
+  for (int64_t i = 0; i < n; ++i) d[i] = T(half * half) * (T(a.factor) * grad[i] + T(a.decay) * x[i]);
+  for (int64_t i = 0; i < n; ++i) m[i] = T(a.beta1) * m[i] + T(1 - a.beta1) * d[i];
+  const T square = T((1 - a.beta2) * (a.by_coordinate ? double(n) : dot(n, d, d)) / (half * half));
+  for (int64_t i = 0; i < n; ++i) v[i] = T(a.beta2) * v[i] + square * (a.by_coordinate ? d[i] * d[i] : T(1));
+  if (largest) {
+    for (int64_t i = 0; i < n; ++i) largest[i] = std::max(largest[i], v[i]);
+    v = largest;
+  }
+  const T by_m = T(-a.lr / first), by_v = T(1 / second);
+  for (int64_t i = 0; i < n; ++i) d[i] = by_m * m[i] / (std::sqrt(v[i] * by_v) + T(a.eps));
+  move(ball, n, a.share, x, s, d, m);
+}
+
+struct Descent {
+  double lr, momentum, dampening, decay, share, factor;
+  int nesterov;
+};
+
+template <typename T>
+void sgd_row(const Ball& ball, const Descent& a, int64_t n, T* x, const T* grad, T* m) {
+  std::vector<T> step(static_cast<size_t>(n));
+  T* d = step.data();
+  const double s = project(ball, n, x), half = 0.5 * (1 - ball.c * s);
+  for (int64_t i = 0; i < n; ++i) d[i] = T(half * half) * (T(a.factor) * grad[i] + T(a.decay) * x[i]);
+  if (m) {
+    for (int64_t i = 0; i < n; ++i) m[i] = T(a.momentum) * m[i] + T(1 - a.dampening) * d[i];
+    for (int64_t i = 0; i < n; ++i) d[i] = a.nesterov ? d[i] + T(a.momentum) * m[i] : m[i];
+  }
+  scale(n, -a.lr, d);
+  move(ball, n, a.share, x, s, d, m);
+}
+
 }  // namespace
 
 #define SHAPE                                                                                          \
@@ -1121,5 +1236,31 @@ void batch_norm_backward(Shape d, int threads, const T* grad, const T* result, c
     residual_backward<T>(DIMS, grad, result, x, r, *c, *limit, x_first, r_tangent, tangent, grad_x, grad_r, sums); \
   }
 
+
+// images: parameters, pixels: the length of rows; rows: how many each parameter has
+#define EXPORT_STEPS(T, SUFFIX)                                                                                    \
+  extern "C" void adam_##SUFFIX(SHAPE, double c, double reach, int exact, double lr, double beta1, double beta2,   \
+                                double eps, double decay, double share, double factor, int by_coordinate,          \
+                                const int64_t* rows, T* const* x, const T* const* grad, T* const* m, T* const* v,  \
+                                T* const* largest, const double* first, const double* second) {                    \
+    const Ball ball{c, reach, exact};                                                                              \
+    const Adam a{lr, beta1, beta2, eps, decay, share, factor, by_coordinate};                                      \
+    each_row(images, pixels, rows, threads, [&](int64_t p, int64_t i) {                                            \
+      adam_row<T>(ball, a, pixels, x[p] + i, grad[p] + i, m[p] + i, v[p] + i, largest ? largest[p] + i : nullptr,  \
+                  first[p], second[p]);                                                                            \
+    });                                                                                                            \
+  }                                                                                                                \
+  extern "C" void sgd_##SUFFIX(SHAPE, double c, double reach, int exact, double lr, double momentum,               \
+                               double dampening, double decay, double share, double factor, int nesterov,          \
+                               const int64_t* rows, T* const* x, const T* const* grad, T* const* m) {              \
+    const Ball ball{c, reach, exact};                                                                              \
+    const Descent a{lr, momentum, dampening, decay, share, factor, nesterov};                                      \
+    each_row(images, pixels, rows, threads, [&](int64_t p, int64_t i) {                                            \
+      sgd_row<T>(ball, a, pixels, x[p] + i, grad[p] + i, m ? m[p] + i : nullptr);                                  \
+    });                                                                                                            \
+  }
+
 EXPORT(float, float32)
 EXPORT(double, float64)
+EXPORT_STEPS(float, float32)
+EXPORT_STEPS(double, float64)
