@@ -41,11 +41,17 @@ def table(results: dict[str, Any]) -> str:
     network = results["network"]
     times("training step", network["step"])
     times("inference", network["inference"])
-    times("optimizer step", network["optimizer"])
+    steps = network["optimizer"]
+    times("optimizer step", {name: r for name, r in steps.items() if name != "naive"})
     memory("kept for backward", network["kept_bytes"])
     memory("peak memory rise", network["peak_bytes"])
     for name, measured in results["layers"].items():
         times(name, measured)
+    geoopts, ours = steps["naive"]["seconds"], steps["compiled"]["seconds"]
+    lines.append(
+        f"\nOptimizer steps are Adam's, the Euclidean one torch's foreach. geoopt's RiemannianAdam takes "
+        f"{1e3 * geoopts:.1f} ms on the same parameters, {geoopts / ours:.1f} times ours, compiled."
+    )
     for sweep, rows in results["sweeps"].items():
         lines.append(f"\nby {sweep}: training step, kept for backward, peak memory; ours, compiled, to Euclidean")
         for r in rows:

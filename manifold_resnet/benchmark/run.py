@@ -243,6 +243,22 @@ def _layers(settings: Settings, contenders: Iterable[str]) -> dict[str, Any]:
     return results
 
 
+def _optimizer_steps(settings: Settings, contenders: dict[str, _Contender]) -> dict[str, Any]:
+    """Steps of optimizers alone, next to torch's foreach Adam on the Euclidean network; the naive one is geoopt's."""
+    optimizers: dict[str, torch.optim.Optimizer] = {name: made.optimizer for name, made in contenders.items()}
+    optimizers["euclidean"] = torch.optim.Adam(contenders["euclidean"].model.parameters(), lr=1e-3, foreach=True)
+    optimizers["naive"] = geoopt.optim.RiemannianAdam(contenders["eager"].model.parameters(), lr=1e-3)
+
+    def step(name: str) -> Callable[[], object]:
+        def run() -> None:
+            with set_backend("compiled" if name == "compiled" else "eager"):
+                optimizers[name].step()
+
+        return run
+
+    return summarise(interleave({n: step(n) for n in optimizers}, 3 * settings.rounds, settings.device), "euclidean")
+
+
 def _network(settings: Settings, names: list[str], full: bool) -> dict[str, Any]:
     """Step, and with `full` inference, optimizer step, bytes kept and peak memory."""
     images, labels = settings.batch()
@@ -259,7 +275,7 @@ def _network(settings: Settings, names: list[str], full: bool) -> dict[str, Any]
         for name, contender in contenders.items()
     }
     if full:
-        timed("optimizer", lambda contender: contender.optimizer.step)
+        results["optimizer"] = _optimizer_steps(settings, contenders)
         for contender in contenders.values():
             contender.model.eval()
         timed("inference", lambda contender: lambda: contender.infer(images))
