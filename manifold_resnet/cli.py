@@ -26,6 +26,7 @@ class _Command:
     examples: str
     add_options: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], None]
+    positional: str = ""
 
 
 def _train_options(parser: argparse.ArgumentParser) -> None:
@@ -54,11 +55,13 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
         if about["group"] not in groups:
             groups[about["group"]] = parser.add_argument_group(about["group"])
         text = about["help"].replace("%", "%%")
+        switch = str(setting.type).startswith("bool")
         if setting.default is not None and "default: " not in text:
-            text += f" (default: {setting.default})"
+            shown = {True: "yes", False: "no"}[setting.default] if switch else setting.default
+            text += f" (default: {shown})"
         flag = "--" + setting.name.replace("_", "-")
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
-        if setting.name == "learnable_c":
+        if switch:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = about["metavar"]
@@ -157,6 +160,36 @@ def _benchmark(options: argparse.Namespace) -> None:
         raise UserError("ours and the plain composition disagree, see above: please report this, with the JSON file")
 
 
+def _compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file, or the name of a shipped experiment")
+    parser.add_argument("--list", action="store_true", help="show the shipped experiments and stop")
+    parser.add_argument("--output", metavar="FOLDER", help="where to write and carry on (default: optimizers/CONFIG)")
+    parser.add_argument("--limit", metavar="N", type=int, help="stop after N cells (default: all)")
+    parser.add_argument("--dataset", metavar="NAME", help="other images than the configuration names")
+    parser.add_argument("--data-dir", metavar="PATH", help="where downloaded data sets are kept")
+    parser.add_argument("--device", metavar="NAME", help="auto, cpu or cuda, for trainings of networks")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from manifold_resnet.optim.experiments import read_experiment, run_experiment, shipped, summary
+
+    if options.list:
+        for name, text in shipped().items():
+            print(f"{name:16} {text}")
+        return
+    if options.config is None:
+        raise UserError("name a CONFIG: a YAML file, or one of " + ", ".join(shipped()))
+    experiment = read_experiment(options.config).override(
+        dataset=options.dataset, data_dir=options.data_dir, device=options.device
+    )
+    folder = Path("optimizers", experiment.name) if options.output is None else Path(options.output)
+    outcome = run_experiment(experiment, folder, limit=options.limit, progress=True)
+    print(summary(outcome))
+    print(f"written to {folder / 'results.csv'}, {folder / 'curves.csv'} and {folder / 'comparison.png'}")
+    if outcome.missing:
+        print(f"{outcome.missing} of {len(experiment.cells)} cells are left; carry on with the same command")
+
+
 _COMMANDS = {
     "train": _Command(
         "train a network on images and measure it on the test set",
@@ -177,6 +210,7 @@ _COMMANDS = {
         "  manifold-resnet evaluate RUN --checkpoint last",
         _evaluate_options,
         _evaluate,
+        positional="RUN",
     ),
     "benchmark": _Command(
         "measure what hyperbolic networks cost next to Euclidean ones",
@@ -186,6 +220,18 @@ _COMMANDS = {
         "  manifold-resnet benchmark --widths 64-128-256 --batch-size 32 --no-naive",
         _benchmark_options,
         _benchmark,
+    ),
+    "compare-optimizers": _Command(
+        "compare optimizers, learning rates and parametrisations over seeds",
+        "examples:\n"
+        "  manifold-resnet compare-optimizers --list              the experiments that come with the package\n"
+        "  manifold-resnet compare-optimizers frechet-mean\n"
+        "  manifold-resnet compare-optimizers digits --limit 10   ten cells now; the same command carries on\n"
+        "  manifold-resnet compare-optimizers cifar10-fifth --dataset folder:cifar10\n"
+        "  manifold-resnet compare-optimizers my.yaml --output optimizers/mine",
+        _compare_options,
+        _compare,
+        positional="CONFIG",
     ),
 }
 
@@ -198,7 +244,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser(name: str | None = None) -> argparse.ArgumentParser:
     shared: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     if name is None:
-        commands = "\n".join(f"  {key:10} {command.text}" for key, command in _COMMANDS.items())
+        commands = "\n".join(f"  {key:18} {command.text}" for key, command in _COMMANDS.items())
         parser = _Parser(
             _PROGRAM,
             usage=f"{_PROGRAM} COMMAND [options]",
@@ -212,7 +258,7 @@ def _parser(name: str | None = None) -> argparse.ArgumentParser:
     command = _COMMANDS[name]
     parser = _Parser(
         f"{_PROGRAM} {name}",
-        usage=f"{_PROGRAM} {name} {'RUN ' if name == 'evaluate' else ''}[options]",
+        usage=f"{_PROGRAM} {name} {command.positional + ' ' if command.positional else ''}[options]",
         description=command.text[0].upper() + command.text[1:] + ".",
         epilog=command.examples,
         **shared,
@@ -243,6 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         folder = getattr(interrupt, "folder", None)
         hint = f"; carry on with: {_PROGRAM} train --resume {folder}" if folder else "; nothing was written"
+        if arguments[:1] == ["compare-optimizers"]:
+            hint = "; finished cells are kept, carry on with the same command"
         print(f"{_PROGRAM}: interrupted{hint}", file=sys.stderr)
         return 130
     except (UserError, ImportError, OSError) as error:

@@ -1,59 +1,78 @@
-"""Which parameters weight decay may pull towards the origin."""
+"""Which parameters weight decay may pull towards the origin, and which learn at a pace of their own."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from geoopt.manifolds.base import Manifold
 from torch import nn
 
 __all__ = ["parameter_groups"]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float = 0.0, lr: float | None = None) -> list[dict[str, Any]]:
-    """Split a model's parameters into those with and those without weight decay.
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float = 0.0,
+    lr: float | None = None,
+    lr_curvature: float | None = None,
+) -> list[dict[str, Any]]:
+    """Split a model's parameters by weight decay, and its curvatures off if they have their own learning rate.
 
     Kernels and weight matrices (two dimensions or more) decay. Whatever places or measures something does
-    not: centres of batch norms (points of the ball), hyperplane offsets, scales and their logarithms, the
-    curvature; all of these have one dimension or none. Frozen parameters are left out.
+    not: centres of batch norms (points of the ball), hyperplane offsets, scales and their logarithms (one
+    dimension or none), and what a manifold itself owns: its curvature or scale, such as
+    ``PoincareBall.isp_c``. Frozen parameters are left out.
 
     Parameters
     ----------
     model : torch.nn.Module
         Any model, hyperbolic or Euclidean.
     weight_decay : float
-        Weight decay of the first group; the second one's is 0.
+        Weight decay of the first group; the other ones' is 0.
     lr : float, optional
-        Learning rate of both groups; ``None`` leaves it to the optimizer.
+        Learning rate of the groups; ``None`` leaves it to the optimizer.
+    lr_curvature : float, optional
+        Learning rate of the parameters that manifolds own, which then are the last group; ``None`` leaves
+        them in the second one.
 
     Returns
     -------
     list of dict
-        Parameter groups for any torch or geoopt optimizer, in the order of ``model.parameters()``; an empty
-        group is left out.
+        Parameter groups for any torch or geoopt optimizer, in the order of ``model.parameters()``, with the
+        parameters' names in the model as ``"param_names"``; an empty group is left out.
 
     Raises
     ------
     ValueError
-        If ``weight_decay`` is negative, or ``lr`` is not positive.
+        If ``weight_decay`` is negative, or a learning rate is not positive; also if they are not finite.
 
     Examples
     --------
     >>> import torch
     >>> from manifold_resnet.optim import RiemannianAdam, parameter_groups
     >>> optimizer = RiemannianAdam(parameter_groups(torch.nn.Linear(3, 2), weight_decay=1e-4), lr=1e-2)
-    >>> [group["weight_decay"] for group in optimizer.param_groups]
-    [0.0001, 0.0]
+    >>> [(group["param_names"], group["weight_decay"]) for group in optimizer.param_groups]
+    [(['weight'], 0.0001), (['bias'], 0.0)]
     """
-    if weight_decay < 0:
+    if not 0 <= weight_decay < math.inf:
         raise ValueError(f"weight_decay must be 0 or more, got {weight_decay}")
-    if lr is not None and lr <= 0:
-        raise ValueError(f"lr must be more than 0, got {lr}")
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    if lr is not None:
-        for group in groups:
-            group["lr"] = lr
-    return [group for group in groups if group["params"]]
+    for name, rate in (("lr", lr), ("lr_curvature", lr_curvature)):
+        if rate is not None and not 0 < rate < math.inf:
+            raise ValueError(f"{name} must be more than 0, got {rate}")
+    owned = {id(p) for m in model.modules() if isinstance(m, Manifold) for p in m.parameters(recurse=False)}
+    decayed, kept, curvature = [], [], []
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
+        if id(p) in owned:
+            (kept if lr_curvature is None else curvature).append((name, p))
+        else:
+            (decayed if p.ndim >= 2 else kept).append((name, p))
+    groups = []
+    for named, decay, rate in ((decayed, weight_decay, lr), (kept, 0.0, lr), (curvature, 0.0, lr_curvature)):
+        if named:
+            names, params = zip(*named, strict=True)
+            group: dict[str, Any] = {"params": list(params), "param_names": list(names), "weight_decay": decay}
+            groups.append(group if rate is None else {**group, "lr": rate})
+    return groups

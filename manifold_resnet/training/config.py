@@ -151,6 +151,32 @@ class Config:
     )
     batch_size: int | None = _option(None, "training", _count, "N", "images per step (default: by data set)")
     optimizer: str = _option("adam", "training", _one_of("adam", "sgd"), "NAME", "Riemannian adam or sgd")
+    second_moment: str | None = _option(
+        None,
+        "training",
+        _one_of("point", "coordinate"),
+        "PER",
+        "adam: one second moment per point of the ball or per coordinate (default: as RiemannianAdam does)",
+    )
+    amsgrad: bool = _option(False, "training", _switch, "", "adam: divide by the largest second moment so far")
+    momentum: float | None = _option(
+        None,
+        "training",
+        _number(float, "0 or more and below 1", lambda value: 0 <= value < 1),
+        "M",
+        "of sgd (default: 0.9, by the onecycle schedule varied from 0.95 to 0.85 and back)",
+    )
+    nesterov: bool = _option(False, "training", _switch, "", "sgd: Nesterov's momentum")
+    decoupled_weight_decay: bool = _option(
+        False, "training", _switch, "", "shrink weights directly, as AdamW does, not through the gradient"
+    )
+    max_grad_norm: float | None = _option(
+        None,
+        "training",
+        _above_zero,
+        "G",
+        "shorten gradients to this Riemannian norm, those with and those without weight decay apart (default: off)",
+    )
     lr: float | None = _option(None, "training", _above_zero, "LR", "peak learning rate (default: by data set)")
     weight_decay: float | None = _option(
         None,
@@ -181,7 +207,19 @@ class Config:
             except ValueError as error:
                 flag = "--" + setting.name.replace("_", "-")
                 raise UserError(f"{flag} {error}, got {value!r}") from None
+        self._check_optimizer()
         recipe_for(self.dataset)
+
+    def _check_optimizer(self) -> None:
+        for owner, names in (("adam", ("second_moment", "amsgrad")), ("sgd", ("nesterov",))):
+            for name in names:
+                if self.optimizer != owner and getattr(self, name):
+                    flag = "--" + name.replace("_", "-")
+                    raise UserError(
+                        f"{flag} is a setting of --optimizer {owner}, not of {self.optimizer}; leave it out"
+                    )
+        if self.nesterov and self.momentum == 0:
+            raise UserError("--nesterov needs --momentum above 0, got 0")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "the configuration") -> Config:

@@ -16,7 +16,11 @@ from torchmetrics.classification import MulticlassAccuracy
 from manifold_resnet._errors import UserError
 from manifold_resnet.training.config import Config
 
-__all__ = ["Classifier"]
+__all__ = ["Classifier", "DivergedError"]
+
+
+class DivergedError(UserError):
+    """A training whose loss is no longer a finite number."""
 
 
 class Classifier(lightning.LightningModule):
@@ -75,7 +79,7 @@ class Classifier(lightning.LightningModule):
         """Stop a training that has nothing left to learn from, before it is saved."""
         loss = float(self.trainer.callback_metrics["train_loss"])
         if not np.isfinite(loss):
-            raise UserError(
+            raise DivergedError(
                 f"the training loss became {loss} in epoch {self.current_epoch + 1}; lower --lr or --max-distance"
             )
 
@@ -90,15 +94,24 @@ class Classifier(lightning.LightningModule):
 
         config = self.config
         groups = parameter_groups(self.model, config.weight_decay)
+        options: dict[str, Any] = {"lr": config.lr}
+        if config.decoupled_weight_decay:
+            options["decoupled_weight_decay"] = True
+        if config.max_grad_norm is not None:
+            options["max_grad_norm"] = config.max_grad_norm
         if config.optimizer == "adam":
-            optimizer = RiemannianAdam(groups, lr=config.lr)
+            if config.second_moment is not None:
+                options["second_moment"] = config.second_moment
+            optimizer = RiemannianAdam(groups, amsgrad=config.amsgrad, **options)
         else:
-            optimizer = RiemannianSGD(groups, lr=config.lr, momentum=0.9)
+            momentum = 0.9 if config.momentum is None else config.momentum
+            optimizer = RiemannianSGD(groups, momentum=momentum, nesterov=config.nesterov, **options)
         if config.schedule == "constant":
             return {"optimizer": optimizer}
         steps = int(self.trainer.estimated_stepping_batches)
         if config.schedule == "onecycle":
-            schedule = OneCycleLR(optimizer, max_lr=config.lr, total_steps=steps)
+            given = config.optimizer == "sgd" and config.momentum is not None
+            schedule = OneCycleLR(optimizer, max_lr=config.lr, total_steps=steps, cycle_momentum=not given)
         else:
             schedule = CosineAnnealingLR(optimizer, T_max=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,3 +1,5 @@
+import io
+
 import geoopt
 import pytest
 import torch
@@ -44,7 +46,70 @@ def test_frozen_parameters_and_empty_groups_are_left_out():
     assert "lr" not in group
 
 
-@pytest.mark.parametrize("bad", [{"weight_decay": -1.0}, {"lr": 0.0}])
+def names_of(optimizer_or_groups):
+    return [group["param_names"] for group in optimizer_or_groups]
+
+
+def test_curvatures_have_a_learning_rate_of_their_own():
+    model = create_model("hyperbolic-4-4-4-resnet-8", learnable_c=True)
+    model.scaled = geoopt.Scaled(geoopt.Lorentz(k=2.0, learnable=True), 3.0, learnable=True)
+    decayed, kept, curvature = parameter_groups(model, weight_decay=0.1, lr=0.2, lr_curvature=0.003)
+    assert curvature["param_names"] == ["ball.isp_c", "scaled._log_scale", "scaled.base.k"]
+    assert [p.ndim for p in curvature["params"]] == [0, 0, 0]
+    assert curvature["weight_decay"] == 0
+    assert (decayed["lr"], kept["lr"], curvature["lr"]) == (0.2, 0.2, 0.003)
+    for stepper in (RiemannianAdam, RiemannianSGD):
+        before = model.ball.isp_c.item()
+        model.ball.isp_c.grad = torch.ones(())
+        stepper([decayed, kept, curvature], lr=0.1).step()
+        assert model.ball.isp_c.item() == pytest.approx(before - 0.003, rel=1e-4)
+
+
+def test_without_a_rate_curvatures_stay_with_the_rest_and_never_decay():
+    model = torch.nn.Linear(3, 2)
+    model.ball = geoopt.PoincareBall(torch.ones(2, 1), learnable=True)  # one c per point
+    decayed, kept = parameter_groups(model, weight_decay=0.1)
+    assert names_of([decayed, kept]) == [["weight"], ["bias", "ball.isp_c"]]
+
+
+def test_frozen_curvature_makes_no_group():
+    model = create_model("hyperbolic-4-4-4-resnet-8", learnable_c=False)
+    assert "ball.isp_c" in dict(model.named_parameters())
+    groups = parameter_groups(model, lr_curvature=0.1)
+    assert len(groups) == 2
+    assert all("isp_c" not in name for names in names_of(groups) for name in names)
+
+
+@pytest.mark.parametrize("rate", [None, 0.01])
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD, RiemannianAdam, RiemannianSGD])
+def test_names_follow_the_parameters_into_optimizer_and_checkpoint(optimizer, rate):
+    model = create_model("hyperbolic-4-4-4-resnet-8", learnable_c=True)
+    by_name = dict(model.named_parameters())
+    stepper = optimizer(parameter_groups(model, 1e-4, lr_curvature=rate), lr=0.1)
+    assert len(stepper.param_groups) == (2 if rate is None else 3)
+    for group in stepper.param_groups:
+        assert all(by_name[name] is p for name, p in zip(group["param_names"], group["params"], strict=True))
+    assert sorted(sum(names_of(stepper.param_groups), [])) == sorted(by_name)
+    buffer = io.BytesIO()
+    torch.save(stepper.state_dict(), buffer)
+    buffer.seek(0)
+    state = torch.load(buffer, weights_only=True)
+    for group in state["param_groups"]:  # checkpoints of versions that kept no names
+        del group["param_names"]
+    again = optimizer(parameter_groups(model, 1e-4, lr_curvature=rate), lr=0.1)
+    again.load_state_dict(state)
+    assert names_of(again.param_groups) == names_of(stepper.param_groups)
+
+
+def test_shared_parameters_come_once():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    assert names_of(parameter_groups(model)) == [["0.weight"], ["0.bias", "1.bias"]]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"weight_decay": -1.0}, {"weight_decay": float("nan")}, {"lr": 0.0}, {"lr_curvature": -0.1}]
+)
 def test_bad_values(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         parameter_groups(torch.nn.Linear(3, 2), **bad)

@@ -5,6 +5,7 @@ import pytest
 from manifold_resnet._errors import UserError
 from manifold_resnet.data import DATASETS
 from manifold_resnet.training import Config
+from manifold_resnet.training.module import Classifier
 
 
 def test_yaml_round_trip(tmp_path):
@@ -66,6 +67,13 @@ def test_resolved_paths_are_absolute(tmp_path, monkeypatch):
         ("model", ""),
         ("epochs", [1]),
         ("optimizer", None),
+        ("second_moment", "matrix"),
+        ("momentum", 1),
+        ("momentum", -0.1),
+        ("nesterov", "yes"),
+        ("amsgrad", None),
+        ("decoupled_weight_decay", 1),
+        ("max_grad_norm", 0),
     ],
 )
 def test_bad_values_name_the_option_and_the_value(setting, value):
@@ -144,3 +152,44 @@ def test_resolved_settings_outlive_other_defaults():
     assert (paper.init, paper.scale, paper.head, paper.weight_on) == ("paper", "scalar", "fc", "tangent")
     assert Config(variant="paper", init="normal").resolved().init == "normal"
     assert Config(model="euclidean-4-4-4-resnet-8").resolved().init is None
+
+
+def test_settings_of_one_optimizer_are_refused_by_the_other():
+    with pytest.raises(UserError, match="--second-moment is a setting of --optimizer adam, not of sgd"):
+        Config(optimizer="sgd", second_moment="coordinate")
+    with pytest.raises(UserError, match="--amsgrad is a setting of --optimizer adam"):
+        Config(optimizer="sgd", amsgrad=True)
+    with pytest.raises(UserError, match="--nesterov is a setting of --optimizer sgd"):
+        Config(nesterov=True)
+    with pytest.raises(UserError, match="--nesterov needs --momentum above 0"):
+        Config(optimizer="sgd", nesterov=True, momentum=0)
+
+
+def test_settings_of_older_runs_load():
+    values = Config().to_dict()
+    for name in ("second_moment", "momentum", "nesterov", "amsgrad", "decoupled_weight_decay", "max_grad_norm"):
+        del values[name]
+    assert Config.from_dict(values) == Config()
+
+
+class Trainer:
+    estimated_stepping_batches = 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, {"amsgrad": False, "decoupled_weight_decay": False, "max_grad_norm": None}),
+        ({"second_moment": "coordinate", "amsgrad": True}, {"second_moment": "coordinate", "amsgrad": True}),
+        ({"decoupled_weight_decay": True, "max_grad_norm": 2}, {"decoupled_weight_decay": True, "max_grad_norm": 2.0}),
+        ({"optimizer": "sgd", "schedule": "constant"}, {"momentum": 0.9, "nesterov": False}),
+        ({"optimizer": "sgd", "momentum": 0.5, "nesterov": True}, {"momentum": 0.5, "nesterov": True}),
+        ({"optimizer": "sgd", "max_grad_norm": 1}, {"max_grad_norm": 1.0}),
+    ],
+)
+def test_settings_reach_the_optimizer(settings, expected):
+    config = Config(model="hyperbolic-2-2-2-resnet-8", images=images(), **settings).resolved()
+    classifier = Classifier(config.to_dict())
+    classifier._trainer = Trainer()
+    made = classifier.configure_optimizers()["optimizer"]
+    assert all(expected.items() <= group.items() for group in made.param_groups)

@@ -1,0 +1,139 @@
+"""Networks on images, trained as ``manifold-resnet train`` does."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import lightning
+from manifold_resnet.optim.experiments.grid import Cell, Result, check_names
+
+from manifold_resnet._errors import UserError
+from manifold_resnet.training import Config, resume, train
+from manifold_resnet.training.callbacks import read_metrics
+from manifold_resnet.training.checkpoints import checkpoint_path, read_checkpoint
+from manifold_resnet.training.module import DivergedError
+
+__all__ = ["Classification"]
+
+_SHARED = {"weight_decay", "decoupled_weight_decay", "max_grad_norm"}
+_ARGUMENTS = {
+    "RiemannianAdam": ("adam", {"second_moment", "amsgrad", *_SHARED}),
+    "RiemannianSGD": ("sgd", {"momentum", "nesterov", *_SHARED}),
+}
+_OF_THE_GRID = {"optimizer", "lr", "seed", "weight_on", "images"} | set().union(
+    *(names for _, names in _ARGUMENTS.values())
+) - {"weight_decay"}
+
+
+class Classification:
+    """A network on images; a cell's folder is a run, and its best epoch in validation is measured on the test set.
+
+    Parameters
+    ----------
+    settings : mapping
+        Settings of ``training.Config`` that all cells share.
+    machine : mapping
+        ``data_dir`` and ``device``, where given.
+
+    Raises
+    ------
+    UserError
+        If a setting is unknown, wrong or belongs into the grid.
+    """
+
+    unit = "epoch"
+    metric = "val_accuracy"
+    label = "validation accuracy"
+    higher = True
+    log = False
+    also = ("test_accuracy",)
+
+    def __init__(self, settings: Mapping[str, Any], machine: Mapping[str, Any]):
+        check_names(settings, [setting.name for setting in fields(Config)], "task classification")
+        for name in settings:
+            if name in _OF_THE_GRID:
+                raise UserError(f"{name} differs between cells: move it from task to grid or to an optimizer in it")
+        self.settings, self.machine = {**settings, **machine}, dict(machine)
+        if Config.from_dict(self.settings, "task classification").val_fraction == 0:
+            raise UserError("task classification chooses by validation accuracy: val_fraction must be above 0")
+
+    def check(self, cell: Cell) -> None:
+        """Only what ``training.Config`` has a setting for can be given."""
+        _, known = _ARGUMENTS.get(cell.kind, ("", set()))
+        if not known:
+            raise UserError(f"task classification trains with {' or '.join(_ARGUMENTS)}, got {cell.kind}")
+        check_names(cell.arguments, sorted(known), f"optimizer {cell.optimizer} of a task classification", "argument")
+        self.config(cell)
+
+    def config(self, cell: Cell) -> Config:
+        """All settings of a cell's training."""
+        optimizer, _ = _ARGUMENTS[cell.kind]
+        chosen = {"optimizer": optimizer, "lr": cell.lr, "weight_on": cell.parametrisation, "seed": cell.seed}
+        if optimizer == "sgd":
+            chosen["momentum"] = 0  # as the class has it, unless given
+        return Config.from_dict({**self.settings, **chosen, **cell.arguments}, f"cell {cell.id}")
+
+    def run(self, cell: Cell, folder: Path, tell: Callable[[str], None]) -> Result:
+        """Train, or carry on after the last finished epoch."""
+        options = {"progress": False, "callbacks": [_Tell(tell)]}
+        if not (folder / "test.json").exists():
+            try:
+                if _can_resume(folder):
+                    resume(folder, **self.machine, **options)
+                else:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    train(self.config(cell), folder, **options)
+            except DivergedError as error:
+                curve = _curve(folder)
+                return Result("diverged", {}, curve, curve[-1]["seconds"] if curve else 0.0, str(error))
+        curve = _curve(folder)
+        measured = json.loads((folder / "test.json").read_text(encoding="utf-8"))
+        if curve[-1]["val_accuracy"] is None:
+            raise UserError("task classification chooses by validation accuracy, and this data set has no such images")
+        best = max(curve, key=lambda row: row["val_accuracy"])  # the first of equals, as the checkpoint
+        metrics = {
+            "val_accuracy": best["val_accuracy"],
+            "test_accuracy": measured["test_accuracy"],
+            "best_epoch": best["epoch"],
+            "last_val_accuracy": curve[-1]["val_accuracy"],
+            "test_loss": measured["test_loss"],
+            "train_loss": curve[-1]["train_loss"],
+        }
+        return Result("finished", metrics, curve, curve[-1]["seconds"])
+
+
+def _can_resume(folder: Path) -> bool:
+    path = checkpoint_path(folder, "last")
+    if not path.exists():
+        return False
+    try:
+        read_checkpoint(path)
+    except UserError:  # killed while it was written
+        return False
+    return True
+
+
+def _curve(folder: Path) -> list[dict[str, float | None]]:
+    if not (folder / "metrics.csv").exists():
+        return []
+    rows, seconds = [], 0.0
+    for row in read_metrics(folder / "metrics.csv"):
+        seconds += row["seconds"]
+        names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+        measured = {name: row[name] if row[name] is not None and math.isfinite(row[name]) else None for name in names}
+        rows.append({"epoch": int(row["epoch"]), "seconds": round(seconds, 3), **measured})
+    return rows
+
+
+class _Tell(lightning.Callback):
+    def __init__(self, tell: Callable[[str], None]):
+        self.tell = tell
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self.tell(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
