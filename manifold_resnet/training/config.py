@@ -156,7 +156,7 @@ class Config:
         "training",
         _one_of("point", "coordinate"),
         "PER",
-        "adam: one second moment per point of the ball or per coordinate (default: as RiemannianAdam does)",
+        "adam: one second moment per point of the ball or per coordinate (default: coordinate)",
     )
     amsgrad: bool = _option(False, "training", _switch, "", "adam: divide by the largest second moment so far")
     momentum: float | None = _option(
@@ -292,6 +292,8 @@ class Config:
         except ValueError as error:
             raise UserError(str(error)) from error
         network = {name: value for name, value in network.items() if name in self.__dataclass_fields__}
+        if self.optimizer == "adam":
+            recipe["second_moment"] = "coordinate"  # learns best, see optim/README.md
         dataset = self.dataset
         if dataset.startswith("folder:"):  # a run stays usable from another working directory
             dataset = "folder:" + str(Path(dataset.removeprefix("folder:")).expanduser().absolute())

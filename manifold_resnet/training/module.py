@@ -100,9 +100,8 @@ class Classifier(lightning.LightningModule):
         if config.max_grad_norm is not None:
             options["max_grad_norm"] = config.max_grad_norm
         if config.optimizer == "adam":
-            if config.second_moment is not None:
-                options["second_moment"] = config.second_moment
-            optimizer = RiemannianAdam(groups, amsgrad=config.amsgrad, **options)
+            second_moment = config.second_moment or "point"  # as in runs from before there was a choice
+            optimizer = RiemannianAdam(groups, amsgrad=config.amsgrad, second_moment=second_moment, **options)
         else:
             momentum = 0.9 if config.momentum is None else config.momentum
             optimizer = RiemannianSGD(groups, momentum=momentum, nesterov=config.nesterov, **options)

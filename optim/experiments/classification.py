@@ -75,8 +75,8 @@ class Classification:
         """All settings of a cell's training."""
         optimizer, _ = _ARGUMENTS[cell.kind]
         chosen = {"optimizer": optimizer, "lr": cell.lr, "weight_on": cell.parametrisation, "seed": cell.seed}
-        if optimizer == "sgd":
-            chosen["momentum"] = 0  # as the class has it, unless given
+        # as the class has it, unless given
+        chosen |= {"momentum": 0} if optimizer == "sgd" else {"second_moment": "point"}
         return Config.from_dict({**self.settings, **chosen, **cell.arguments}, f"cell {cell.id}")
 
     def run(self, cell: Cell, folder: Path, tell: Callable[[str], None]) -> Result:

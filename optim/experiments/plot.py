@@ -11,7 +11,7 @@ from manifold_resnet.optim.experiments.run import Outcome
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 __all__ = ["plot_comparison"]
 
@@ -99,6 +99,7 @@ def _style(axes: Axes, across: str, up: str, log: bool) -> None:
         axes.set_yscale("log")
         if np.ptp(np.log10(axes.get_ylim())) < 1.5:  # powers of ten alone would label next to nothing
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 3.0, 5.0)))
             axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:.2g}"))
             axes.tick_params(axis="y", which="minor", labelsize=8)
     axes.grid(color="0.92")
