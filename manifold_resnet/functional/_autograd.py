@@ -89,7 +89,10 @@ def differentiable(
     plain = node({"forward": compute_with_context})
 
     def apply(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        compiling = torch.compiler.is_compiling()
+        if compiling and not torch.is_grad_enabled():  # inside another node, where torch 2.14 cannot trace a second one
+            return compute(*args)
+        if compiling or torch._C._are_functorch_transforms_active():
             return transformable.apply(*args)
         if not torch.is_grad_enabled():
             return compute(*args)
