@@ -181,7 +181,7 @@ class RiemannianOptimizer(ABC):
             if grad.is_sparse:
                 name = type(self).__name__
                 raise RuntimeError(f"{name} does not support sparse gradients, use geoopt.optim.Sparse{name} instead")
-            manifold = getattr(point, "manifold", _EUCLIDEAN)
+            manifold = manifold_of(point)
             if keeps_ball(point):
                 key = (id(manifold), point.shape[-1], point.dtype, point.device)
                 points, grads = balls.setdefault(key, ([], []))

@@ -11,7 +11,8 @@ import geoopt
 import numpy as np
 import torch
 from geoopt.manifolds.base import Manifold
-from manifold_resnet.optim.describe import manifold_name, manifold_of
+from manifold_resnet.optim._optimizer import manifold_of
+from manifold_resnet.optim.describe import manifold_name
 from manifold_resnet.optim.monitor import inner, move_along, project_to_tangent, riemannian_gradient
 from numpy.typing import NDArray
 from torch import Tensor

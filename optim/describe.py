@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import geoopt
 import torch
 from geoopt.manifolds.base import Manifold
+from manifold_resnet.optim._optimizer import manifold_of
 from torch import Tensor, nn
 
 __all__ = ["ParameterRow", "ParameterTable", "describe_parameters"]
@@ -158,11 +159,6 @@ def describe_parameters(model: nn.Module, *, near: float = 0.95) -> ParameterTab
             )
         )
     return ParameterTable(tuple(rows), near)
-
-
-def manifold_of(p: Tensor) -> Manifold:
-    """The manifold a tensor lives on; Euclidean space for plain tensors."""
-    return p.manifold if isinstance(p, geoopt.ManifoldTensor) else geoopt.Euclidean()
 
 
 @torch.no_grad()

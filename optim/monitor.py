@@ -9,7 +9,8 @@ import geoopt
 import torch
 from geoopt.manifolds.base import Manifold
 from geoopt.manifolds.siegel.siegel import SiegelManifold
-from manifold_resnet.optim.describe import manifold_of, relative_radii
+from manifold_resnet.optim._optimizer import manifold_of
+from manifold_resnet.optim.describe import relative_radii
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
