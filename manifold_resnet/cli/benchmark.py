@@ -1,0 +1,57 @@
+"""Measuring what hyperbolic networks cost: ``benchmark``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from manifold_resnet._errors import UserError
+from manifold_resnet.cli._command import Command
+
+
+def _benchmark_options(parser: argparse.ArgumentParser) -> None:
+    def add(flag: str, **options: Any) -> None:
+        parser.add_argument(flag, default=argparse.SUPPRESS, **options)
+
+    add("--widths", metavar="A-B-C", help="channels of the three groups (default: 8-16-32)")
+    add("--depth", metavar="N", type=int, help="depth of the networks, 6n + 2 (default: 20)")
+    add("--batch-size", metavar="N", type=int, help="images in a batch (default: 128)")
+    add("--image-size", metavar="N", type=int, help="height and width of the images (default: 32)")
+    add("--c", metavar="C", type=float, help="the curvature of the ball is -C (default: 0.1)")
+    add("--rounds", metavar="N", type=int, help="calls that count, of each network (default: 15)")
+    add("--naive", action=argparse.BooleanOptionalAction, help="measure the plain composition of geoopt calls too: "
+        "slow, and needs gigabytes (default: yes)")  # fmt: skip
+    add("--sweeps", metavar="NAME", nargs="*", help="vary these one by one: width, depth, batch, image")
+    add("--device", metavar="NAME", help="cpu or cuda (default: cpu)")
+    add("--threads", metavar="N", type=int, help="threads on the CPU (default: as torch does)")
+    parser.add_argument("--output", metavar="FOLDER", default="benchmark", help="where to write (default: benchmark)")
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from manifold_resnet.benchmark import Settings, benchmark
+    from manifold_resnet.benchmark.report import table, write
+
+    given = dict(vars(options))
+    folder = Path(given.pop("output"))
+    if "sweeps" in given:
+        given["sweeps"] = tuple(given["sweeps"])
+    results = benchmark(Settings(**given))
+    write(results, folder)
+    print(table(results))
+    print(f"written to {folder / 'benchmark.json'} and {folder / 'benchmark.png'}")
+    if not results["agrees"]:
+        raise UserError("ours and the plain composition disagree, see above: please report this, with the JSON file")
+
+
+COMMANDS = {
+    "benchmark": Command(
+        "measure what hyperbolic networks cost next to Euclidean ones",
+        "examples:\n"
+        "  manifold-resnet benchmark                              a few minutes and 8 GB of memory\n"
+        "  manifold-resnet benchmark --no-naive --sweeps depth batch\n"
+        "  manifold-resnet benchmark --widths 64-128-256 --batch-size 32 --no-naive",
+        _benchmark_options,
+        _benchmark,
+    ),
+}
