@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
+import geoopt
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -31,6 +32,8 @@ Backend = Literal["auto", "compiled", "eager"]
 
 _logger = logging.getLogger("manifold_resnet")
 _ENVIRONMENT = "MANIFOLD_RESNET_BACKEND"
+# tensors that hold their numbers as torch does; others may be anything, such as fakes without numbers
+_PLAIN = (Tensor, Parameter, geoopt.ManifoldTensor, geoopt.ManifoldParameter)
 # with fewer pixels it makes no difference
 _WORTHWHILE = 256
 # Sizes to compile for, different and large: with equal ones the code would only hold for tensors where they are equal,
@@ -151,7 +154,7 @@ def native(x: Tensor, *others: Tensor | None, parameter: bool = False) -> Librar
         return None
     if not parameter and x.numel() < x.shape[1] * (1 if backend == "compiled" else _WORTHWHILE):
         return None
-    if type(x) not in (Tensor, Parameter) or x.dtype not in (torch.float32, torch.float64):
+    if type(x) not in _PLAIN or x.dtype not in (torch.float32, torch.float64):
         return None
     if any(t is not None and t.dtype != x.dtype for t in others):
         return None

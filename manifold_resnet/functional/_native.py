@@ -130,14 +130,8 @@ class Library:
         if function is None:
             function = self._functions[name, dtype] = self._library[f"{name}_{_TYPES[dtype]}"]
             function.restype = None  # type: ignore[attr-defined]
-        function(
-            *map(_int64, shape),
-            torch.get_num_threads(),
-            *[
-                _pointer(a.data_ptr()) if isinstance(a, Tensor) else _double(a) if isinstance(a, float) else a
-                for a in args
-            ],
-        )
+            function.argtypes = [_int64] * 4 + [_type(a) for a in args]  # type: ignore[attr-defined]
+        function(*shape, torch.get_num_threads(), *[a.data_ptr() if isinstance(a, Tensor) else a for a in args])
 
     def step(
         self,
@@ -180,14 +174,14 @@ class Library:
 
     def lift(self, x: Tensor, c: Tensor, cap: float) -> Tensor:
         """From a point of the ball ``[C]`` to the hyperboloid chart, within the distance ``cap/sqrt(c)``."""
-        x = x.contiguous()
+        x = x.as_subclass(Tensor).contiguous()
         out = torch.empty_like(x)
         self._run("lift", x.view(1, -1, 1), x, c, cap, out)
         return out
 
     def lift_backward(self, grad: Tensor, x: Tensor, c: Tensor, cap: float) -> tuple[Tensor, Tensor]:
         """Gradients of `lift` for the point and c."""
-        grad, x = grad.contiguous(), x.contiguous()
+        grad, x = grad.contiguous(), x.as_subclass(Tensor).contiguous()
         out, by_c = torch.empty_like(x), _sums(1)
         self._run("lift_backward", x.view(1, -1, 1), grad, x, c, cap, out, by_c)
         return out, by_c.to(x.dtype).view(())
@@ -198,7 +192,7 @@ class Library:
         window = _window(v, kernel, geometry)
         sizes = window[2:4][-len(kernel) :]
         squares, out = v.new_empty(v.shape[0], 1, v[0, 0].numel()), v.new_empty(v.shape[0], 1, *sizes)
-        self._run("window_squares", v.flatten(2), v, *map(_int64, window), factor, squares, out)
+        self._run("window_squares", v.flatten(2), v, *window, factor, squares, out)
         return out
 
     def window_squares_backward(
@@ -207,7 +201,7 @@ class Library:
         """Add the gradient for `v` of `window_squares` to `grad_v`."""
         grad, v, grad_v = grad.contiguous(), v.contiguous(), grad_v.contiguous()
         window = _window(v, kernel, geometry)
-        self._run("window_squares_backward", v.flatten(2), grad, v, *map(_int64, window), factor, grad_v)
+        self._run("window_squares_backward", v.flatten(2), grad, v, *window, factor, grad_v)
         return grad_v
 
     def hyperplanes(
@@ -337,6 +331,11 @@ class Library:
             grad_shortcut, sums,
         )  # fmt: skip
         return grad_x, grad_shortcut, sums.to(x.dtype).view(())
+
+
+def _type(argument: Any) -> type:
+    """What a kernel takes an argument as: integers have 64 bits, tensors, lists of them and None are pointers."""
+    return _double if isinstance(argument, float) else _int64 if isinstance(argument, int) else _pointer
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:

@@ -1171,8 +1171,8 @@ void sgd_row(const Ball& ball, const Descent& a, int64_t n, T* x, const T* grad,
 
 #define SHAPE                                                                                          \
   [[maybe_unused]] int64_t images, [[maybe_unused]] int64_t channels, [[maybe_unused]] int64_t pixels, \
-      [[maybe_unused]] int threads
-#define DIMS {images, channels, pixels}, threads
+      [[maybe_unused]] int64_t threads
+#define DIMS {images, channels, pixels}, int(threads)
 
 #define WINDOW                                                                                                   \
   int64_t height, int64_t width, int64_t out_height, int64_t out_width, int64_t kh, int64_t kw, int64_t sh,       \
@@ -1215,23 +1215,23 @@ void sgd_row(const Ball& ball, const Descent& a, int64_t n, T* x, const T* grad,
                             sums);                                                                                 \
   }                                                                                                                \
   extern "C" void batch_norm_##SUFFIX(SHAPE, const T* h, const T* mean, const T* variance, const T* gain,          \
-                                      const T* beta, const T* c, const T* limit, double eps, int tangent,          \
-                                      int relu, T* out, T* xi, T* log, T* statistics) {                            \
+                                      const T* beta, const T* c, const T* limit, double eps, int64_t tangent,          \
+                                      int64_t relu, T* out, T* xi, T* log, T* statistics) {                            \
     batch_norm<T>(DIMS, h, mean, variance, gain, beta, *c, *limit, eps, tangent, relu, out, xi, log, statistics);  \
   }                                                                                                                \
   extern "C" void batch_norm_backward_##SUFFIX(SHAPE, const T* grad, const T* result, const T* h, const T* mean,   \
                                                const T* variance, const T* gain, const T* beta, const T* c,        \
-                                               const T* limit, double eps, int tangent, const T* xi, const T* log, \
+                                               const T* limit, double eps, int64_t tangent, const T* xi, const T* log, \
                                                const T* statistics, T* grad_h, T* scratch, double* sums) {         \
     batch_norm_backward<T>(DIMS, grad, result, h, mean, variance, gain, beta, *c, *limit, eps, tangent, xi, log,   \
                            statistics, grad_h, scratch, sums);                                                     \
   }                                                                                                                \
-  extern "C" void residual_##SUFFIX(SHAPE, const T* x, const T* r, const T* c, const T* limit, int x_first,        \
-                                    int r_tangent, int tangent, int relu, T* out) {                                \
+  extern "C" void residual_##SUFFIX(SHAPE, const T* x, const T* r, const T* c, const T* limit, int64_t x_first,        \
+                                    int64_t r_tangent, int64_t tangent, int64_t relu, T* out) {                                \
     residual<T>(DIMS, x, r, *c, *limit, x_first, r_tangent, tangent, relu, out);                                   \
   }                                                                                                                \
   extern "C" void residual_backward_##SUFFIX(SHAPE, const T* grad, const T* result, const T* x, const T* r,        \
-                                             const T* c, const T* limit, int x_first, int r_tangent, int tangent,  \
+                                             const T* c, const T* limit, int64_t x_first, int64_t r_tangent, int64_t tangent,  \
                                              T* grad_x, T* grad_r, double* sums) {                                 \
     residual_backward<T>(DIMS, grad, result, x, r, *c, *limit, x_first, r_tangent, tangent, grad_x, grad_r, sums); \
   }
@@ -1239,22 +1239,22 @@ void sgd_row(const Ball& ball, const Descent& a, int64_t n, T* x, const T* grad,
 
 // images: parameters, pixels: the length of rows; rows: how many each parameter has
 #define EXPORT_STEPS(T, SUFFIX)                                                                                    \
-  extern "C" void adam_##SUFFIX(SHAPE, double c, double reach, int exact, double lr, double beta1, double beta2,   \
-                                double eps, double decay, double share, double factor, int by_coordinate,          \
+  extern "C" void adam_##SUFFIX(SHAPE, double c, double reach, int64_t exact, double lr, double beta1, double beta2,   \
+                                double eps, double decay, double share, double factor, int64_t by_coordinate,          \
                                 const int64_t* rows, T* const* x, const T* const* grad, T* const* m, T* const* v,  \
                                 T* const* largest, const double* first, const double* second) {                    \
-    const Ball ball{c, reach, exact};                                                                              \
-    const Adam a{lr, beta1, beta2, eps, decay, share, factor, by_coordinate};                                      \
+    const Ball ball{c, reach, exact != 0};                                                                              \
+    const Adam a{lr, beta1, beta2, eps, decay, share, factor, by_coordinate != 0};                                      \
     each_row(images, pixels, rows, threads, [&](int64_t p, int64_t i) {                                            \
       adam_row<T>(ball, a, pixels, x[p] + i, grad[p] + i, m[p] + i, v[p] + i, largest ? largest[p] + i : nullptr,  \
                   first[p], second[p]);                                                                            \
     });                                                                                                            \
   }                                                                                                                \
-  extern "C" void sgd_##SUFFIX(SHAPE, double c, double reach, int exact, double lr, double momentum,               \
-                               double dampening, double decay, double share, double factor, int nesterov,          \
+  extern "C" void sgd_##SUFFIX(SHAPE, double c, double reach, int64_t exact, double lr, double momentum,               \
+                               double dampening, double decay, double share, double factor, int64_t nesterov,          \
                                const int64_t* rows, T* const* x, const T* const* grad, T* const* m) {              \
-    const Ball ball{c, reach, exact};                                                                              \
-    const Descent a{lr, momentum, dampening, decay, share, factor, nesterov};                                      \
+    const Ball ball{c, reach, exact != 0};                                                                              \
+    const Descent a{lr, momentum, dampening, decay, share, factor, nesterov != 0};                                      \
     each_row(images, pixels, rows, threads, [&](int64_t p, int64_t i) {                                            \
       sgd_row<T>(ball, a, pixels, x[p] + i, grad[p] + i, m ? m[p] + i : nullptr);                                  \
     });                                                                                                            \
