@@ -5,6 +5,7 @@ Tests that hold for every operation are parametrised over these rows.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from helpers import generator, points, tangents, unit
 from torch import Tensor
 
 import manifold_resnet.functional as functional
-from manifold_resnet.functional import naive
+from manifold_resnet.functional import _backend, naive
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,15 @@ CHARTS = [
     for dst in ("ball", "tangent", "hyperboloid")
     for options in ({}, {"max_distance": 1.0})
 ] + [
+    Operation(  # a parameter: one point
+        "convert",
+        (P(4),),
+        {"src": "ball", "dst": "hyperboloid"},
+        label="ball-hyperboloid-one",
+        returns="vector",
+        power=0,
+        pointwise=False,
+    ),
     Operation("to_lorentz", (P(5, 4),), returns="lorentz"),
     Operation("to_lorentz", (P(2, 4, 3, dim=1),), {"dim": 1}, label="dim", returns="lorentz"),
     Operation("from_lorentz", (Arg("lorentz", (5, 4)),)),
@@ -293,6 +303,28 @@ OPERATIONS = [*BALL, *CHARTS, *LINEAR, *MEANS, *NORM, *LAYERS]
 
 operation = pytest.mark.parametrize("op", OPERATIONS, ids=str)
 curvature = pytest.mark.parametrize("c", [1e-6, 0.1, 1.0, 10.0])
+
+
+@functools.cache
+def backends_of(name: str) -> tuple[str, ...]:
+    """The backends that make a difference to the operation of that name: one, if it never asks which is chosen."""
+    asked = []
+
+    def get_backend() -> str:
+        asked.append(name)
+        return "eager"
+
+    (op,) = (op for op in OPERATIONS if str(op) == name)
+    layer = op in (*LINEAR, *NORM, *LAYERS)
+    charts = [{}, {"in_chart": "tangent"} | ({"out_chart": "hyperboloid"} if op.returns == "point" else {})]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_backend, "get_backend", get_backend)
+        for options in charts if layer else charts[:1]:
+            tensors = [t.requires_grad_() for t in op.tensors(0.1)]
+            out = op.fast(*tensors, c=0.1, **options)
+            if out.requires_grad:
+                out.sum().backward()
+    return ("eager", "compiled") if asked else ("eager",)
 
 
 def scaled(op: Operation) -> Any:

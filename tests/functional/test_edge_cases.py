@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from covering import pairs
 from helpers import TOLERANCES, assert_close, generator, points, tangents
 from operations import OPERATIONS, Operation, P, boundary, curvature, operation, zeros
 
@@ -41,6 +42,7 @@ def assert_on_the_ball(op, out, c):
 # -- zero vectors and the boundary -----------------------------------------------------------------
 
 
+@pairs
 @dtypes
 @curvature
 @operation
@@ -48,6 +50,7 @@ def test_zero_vectors(op, c, dtype):
     assert_finite(*value_and_gradients(op, zeros(op, c), c, dtype))
 
 
+@pairs
 @dtypes
 @curvature
 @pytest.mark.parametrize("op", WITH_NORMALS, ids=str)
@@ -60,6 +63,7 @@ def test_zero_normals(op, c, dtype):
     assert (out == 0).all()
 
 
+@pairs
 @dtypes
 @curvature
 @operation
@@ -69,6 +73,7 @@ def test_near_the_boundary(op, c, dtype):
     assert_on_the_ball(op, out, c)
 
 
+@pairs
 @dtypes
 @pytest.mark.parametrize("radius", [1.0, 1.5, 1e3])
 @operation

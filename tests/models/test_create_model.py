@@ -3,6 +3,7 @@
 import geoopt
 import pytest
 import torch
+from covering import pairs
 
 from manifold_resnet import nn
 from manifold_resnet.models import EuclideanResNet, PoincareResNet, create_model
@@ -114,6 +115,7 @@ def test_images_of_another_shape(kind, shape):
         create_model(name(kind))(torch.zeros(shape))
 
 
+@pairs
 @every_kind
 @pytest.mark.parametrize("size", [8, 9, 17, 32, (33, 12)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3])

@@ -7,6 +7,7 @@ import pickle
 import geoopt
 import pytest
 import torch
+from covering import pairs
 from geoopt.optim import RiemannianAdam, RiemannianSGD
 from helpers import assert_close, generator
 
@@ -110,6 +111,7 @@ INPUTS = {
 }
 
 
+@pairs
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("what", INPUTS)
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pickle
 import geoopt
 import pytest
 import torch
+from covering import pairs
 from geoopt.optim import RiemannianSGD
 from helpers import assert_close, generator, points
 
@@ -89,6 +90,7 @@ def assert_manifolds(module, like=None):
             assert p.requires_grad == q.requires_grad
 
 
+@pairs
 @every_layer
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("learnable", [False, True])
@@ -108,6 +110,7 @@ def test_copies(name, how, learnable):
     assert_manifolds(twin)
 
 
+@pairs
 @every_layer
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("through_a_file", [False, True])

@@ -6,6 +6,7 @@ import math
 import geoopt
 import pytest
 import torch
+from covering import pairs
 from helpers import assert_close, generator, points
 
 import manifold_resnet.functional as F
@@ -193,6 +194,7 @@ def test_a_fresh_norm_in_evaluation_changes_nothing(scale):
     assert trained.num_batches_tracked == 0
 
 
+@pairs
 @means
 @scales
 @dims
@@ -210,6 +212,7 @@ def test_empty_batch(n, mean, scale, training):
     assert all(torch.equal(layer.state_dict()[k], v) for k, v in before.items())
 
 
+@pairs
 @means
 @scales
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -7,6 +7,7 @@ import math
 import geoopt
 import pytest
 import torch
+from covering import pairs
 from geoopt.optim import RiemannianAdam, RiemannianSGD
 from helpers import assert_close, generator, points, tangents
 
@@ -77,13 +78,13 @@ def test_centre_is_a_manifold_parameter(name):
     assert layer.bias.shape == (4,)
 
 
+@pairs
 @trained
-@pytest.mark.parametrize(
-    ("c", "optimizer", "lr"),
-    [(0.1, RiemannianAdam, 0.03), (10.0, RiemannianAdam, 1.0), (0.1, RiemannianSGD, 0.03), (10.0, RiemannianSGD, 0.03)],
-)
-def test_on_the_ball_after_a_hundred_steps(name, c, optimizer, lr):
+@pytest.mark.parametrize("c", [0.1, 10.0])
+@pytest.mark.parametrize("optimizer", [RiemannianAdam, RiemannianSGD])
+def test_on_the_ball_after_a_hundred_steps(name, c, optimizer):
     """At a decent learning rate and at one far too large, in float32."""
+    lr = 1.0 if c == 10.0 and optimizer is RiemannianAdam else 0.03
     layer = make(name, make_ball(c, torch.float32))
     x = inputs(name, c, torch.float32)
     start = {n: p.detach().clone() for n, p in manifold_parameters(layer).items()}

@@ -6,6 +6,7 @@ import warnings
 import geoopt
 import pytest
 import torch
+from covering import pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifold_resnet.optim import RiemannianAdam, RiemannianSGD
@@ -41,6 +42,7 @@ def inside(point):
 # -- points stay on the ball -----------------------------------------------------------------------------
 
 
+@pairs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("learnable", [False, True])
 @pytest.mark.parametrize("exact", [False, True])
