@@ -39,9 +39,12 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("covering"):
             groups[item.nodeid.partition("[")[0]].append(item)
-    dropped = set()
+    dropped = []
     for group in groups.values():
         # a value is one object in all rows
         kept = set(covering([{name: id(value) for name, value in item.callspec.params.items()} for item in group]))
-        dropped |= {item for i, item in enumerate(group) if i not in kept}
-    items[:] = [item for item in items if item not in dropped]
+        dropped += [item for i, item in enumerate(group) if i not in kept]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        gone = set(dropped)
+        items[:] = [item for item in items if item not in gone]
