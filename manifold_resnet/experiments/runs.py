@@ -126,11 +126,13 @@ class Run:
     path : Path
         The checkpoint file.
     config : Config
-        The settings it was trained with, and the data it is measured on.
+        The settings it was trained with; data set and its folder are those it is measured on.
     model : torch.nn.Module
         Takes normalised images, returns logits; in evaluation mode, on `device`, its parameters without gradients.
     device : torch.device
         Where the network is.
+    batch_size, workers : int
+        Images at a time, and processes that load them.
     """
 
     name: str
@@ -138,6 +140,8 @@ class Run:
     config: Config
     model: nn.Module
     device: torch.device
+    batch_size: int = 128
+    workers: int = 0
 
     @property
     def classes(self) -> list[str]:
@@ -194,9 +198,8 @@ class Run:
             At most so many of them, spread `evenly` over all.
         """
         images = self.test if images is None else images
-        workers = self.config.workers or 0
-        chosen = evenly(len(images), limit)
-        return DataLoader(Subset(images, chosen), batch_size=self.config.batch_size, num_workers=workers)
+        chosen = Subset(images, evenly(len(images), limit))
+        return DataLoader(chosen, batch_size=self.batch_size, num_workers=self.workers)
 
 
 def load_run(
@@ -217,8 +220,10 @@ def load_run(
         A run's folder, wherever it is now, or a checkpoint file.
     checkpoint : {"best", "last"}
         Which of a folder's checkpoints; a run without validation images has only the last one.
-    dataset, data_dir, batch_size, workers, device : optional
+    dataset, data_dir, device : str, optional
         Instead of the run's own; another data set must have the same classes.
+    batch_size, workers : int, optional
+        Images at a time (default: 128), and processes that load them (default: 0).
 
     Returns
     -------
@@ -231,20 +236,18 @@ def load_run(
         If the run is missing, damaged or not this version's, or a setting is out of range.
     """
     path, stored = open_run(run, checkpoint)
-    changes = {
-        "dataset": dataset,
-        "data_dir": data_dir,
-        "batch_size": batch_size,
-        "workers": workers,
-        "device": device,
-    }
-    config = Config.from_dict(stored["hyper_parameters"]["config"], str(path))
-    config = replace(config, **{key: value for key, value in changes.items() if value is not None}).resolved()
-    where = torch.device("cuda" if config.accelerator() == "gpu" else "cpu")
+    trained = Config.from_dict(stored["hyper_parameters"]["config"], str(path))
+    changes = {"dataset": dataset, "data_dir": data_dir}
+    config = replace(trained, **{key: value for key, value in changes.items() if value is not None}).resolved()
+    given = {"batch_size": batch_size, "workers": workers, "device": device}
+    use = replace(
+        config, **{"batch_size": 128, "workers": 0} | {key: value for key, value in given.items() if value is not None}
+    )  # checks the values
+    where = torch.device("cuda" if use.accelerator() == "gpu" else "cpu")
     classifier = Classifier(config.to_dict())
     load_weights(classifier, stored, path)
     model = classifier.model.eval().requires_grad_(False).to(where)
-    return Run(_folder(path).name, path.absolute(), config, model, where)
+    return Run(_folder(path).name, path.absolute(), config, model, where, use.batch_size, use.workers)
 
 
 def load_runs(runs: Sequence[str | Path], **options: str | int | None) -> list[Run]:
