@@ -96,7 +96,7 @@ def _ood(options: argparse.Namespace) -> None:
     sets, scores = options.ood or DEFAULT_SETS, options.score or DEFAULT_SCORES
     found = ood(runs, sets, scores=scores, data_dir=options.data_dir, limit=limit, progress=True)
     summary = ood_summary(found.rows, groups)
-    settings = {"ood": list(sets), "scores": list(scores), "limit": limit, "checkpoint": options.checkpoint}
+    settings = {"scores": list(scores), "limit": limit, "checkpoint": options.checkpoint}
     write_results(folder, "ood", runs, settings, found.rows, summary=summary)
     heads = ["model", "score", "outliers", "FPR95 (low)", "AUROC", "AUPR", "AUPR, outliers positive"]
     lines = [

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from manifold_resnet._errors import UserError, extra
 from manifold_resnet.experiments.outputs import progress_bar
 from manifold_resnet.experiments.results import read_results, spread
-from manifold_resnet.experiments.runs import Run, evenly
+from manifold_resnet.experiments.runs import Run, evenly, short_name
 
 __all__ = ["ATTACKS", "attack", "attack_summary", "parse_epsilons", "perturb"]
 
@@ -109,6 +109,15 @@ def perturb(
     ------
     UserError
         If the attack is unknown, or epsilon or the number of steps out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 2, bias=False))
+    >>> _ = network[1].weight.data.copy_(torch.tensor([[1.0, -1.0], [0.0, 0.0]]))
+    >>> pixels = torch.tensor([[[[0.5, 0.95]]]])  # the label's logit is the first pixel less the second
+    >>> perturb(network, pixels, torch.tensor([0]), "fgsm", 0.1)
+    tensor([[[[0.4000, 1.0000]]]])
     """
     with extra("experiments"):
         from captum.robust import FGSM, PGD
@@ -213,6 +222,12 @@ def attack_summary(rows: Sequence[Mapping[str, Any]], groups: Mapping[str, str])
     list of dict
         For each group and epsilon: how many ``seeds``, the ``accuracy``'s mean, and its ``accuracy_std`` (None for one
         seed), ``lowest`` and ``highest``.
+
+    Examples
+    --------
+    >>> rows = [{"run": run, "epsilon": 0.1, "accuracy": value} for run, value in (("a", 0.5), ("b", 0.75))]
+    >>> attack_summary(rows, {"a": "twins", "b": "twins"})[0]["accuracy"]
+    0.625
     """
     members: dict[tuple[str, float], list[float]] = {}
     for row in rows:
@@ -231,7 +246,7 @@ def _about(run: Run, method: str, epsilon: float, steps: int, limit: int | None)
         "model": run.config.model,
         "seed": run.seed,
         "digest": run.digest,
-        "dataset": run.config.dataset,
+        "dataset": short_name(run.config.dataset),
         "attack": method if epsilon else "none",
         "steps": 0 if not epsilon else 1 if method == "fgsm" else steps,
         "epsilon": epsilon,

@@ -11,6 +11,7 @@ Textures, Places365 and SVHN are torchvision's.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from manifold_resnet._errors import UserError, extra
-from manifold_resnet.data import DATASETS
-from manifold_resnet.data.outliers import OUTLIERS, open_outliers
+from manifold_resnet.data import DATASETS, OUTLIERS, open_outliers
 from manifold_resnet.experiments.outputs import Outputs, outputs, progress_bar
 from manifold_resnet.experiments.results import spread
-from manifold_resnet.experiments.runs import Run, evenly
+from manifold_resnet.experiments.runs import Run, evenly, short_name
 
 __all__ = ["SCORES", "Detection", "detection_metrics", "ood", "ood_summary"]
 
@@ -193,7 +193,7 @@ def ood(
         )
     opened = {}
     for name in sets:
-        label = set_label(name)
+        label = short_name(name)
         if label in opened:
             raise UserError(f"the outliers {label} are given twice; name each set once")
         for run in runs:
@@ -237,6 +237,14 @@ def ood_summary(
     list of dict
         For each group, score and set of outliers: how many ``seeds``, and of each metric the mean and, with ``_std``,
         the sample standard deviation (None for one seed).
+
+    Examples
+    --------
+    >>> metrics = {"fpr95": 0.5, "auroc": 0.75, "aupr": 0.9, "aupr_out": 0.5}
+    >>> rows = [{"run": run, "score": "energy", "ood": "svhn", **metrics} for run in ("a", "b")]
+    >>> line = ood_summary(rows, {"a": "twins", "b": "twins"})[0]
+    >>> line["seeds"], line["auroc"], line["auroc_std"]
+    (2, 0.75, 0.0)
     """
     members: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -250,11 +258,6 @@ def ood_summary(
     return summary
 
 
-def set_label(name: str) -> str:
-    """Name a set of outliers as tables do: of a folder, its last part."""
-    return f"folder:{Path(name.removeprefix('folder:')).name}" if name.startswith("folder:") else name
-
-
 def _path(name: str) -> Path | str:
     """A folder wherever the path leads, or the name itself."""
     return Path(name.removeprefix("folder:")).expanduser().resolve() if name.startswith("folder:") else name
@@ -262,8 +265,10 @@ def _path(name: str) -> Path | str:
 
 def _open(name: str, data_dir: str) -> object:
     if not name.startswith("folder:") and name not in OUTLIERS and name not in DATASETS:
-        known = ", ".join([*CHANGES, *OUTLIERS, *DATASETS])
-        raise UserError(f"unknown outliers {name!r}; choose from {known}, or folder:PATH")
+        known = [*CHANGES, *OUTLIERS, *DATASETS]
+        close = difflib.get_close_matches(name, known, n=1)
+        guess = f" (did you mean {close[0]}?)" if close else ""
+        raise UserError(f"unknown outliers {name!r}{guess}; choose from {', '.join(known)}, or folder:PATH")
     return open_outliers(name, data_dir)
 
 

@@ -28,6 +28,12 @@ class Outputs:
         are Euclidean, their norm.
     labels : Tensor
         ``(images,)``, int64.
+
+    Examples
+    --------
+    >>> seen = Outputs(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([1.5, 0.5]), torch.tensor([0, 1]))
+    >>> seen.correct
+    tensor([ True, False])
     """
 
     logits: Tensor

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from manifold_resnet._errors import UserError
-from manifold_resnet.experiments.runs import Run
+from manifold_resnet.experiments.runs import Run, short_name
 from manifold_resnet.training import Config
 from manifold_resnet.training.callbacks import write_atomically
 
@@ -127,13 +127,14 @@ def check_folder(folder: str | Path, name: str, runs: Sequence[Run]) -> Path:
     Raises
     ------
     UserError
-        If the folder can't be written to, or holds results of other runs.
+        If the folder can't be written to, or holds results of a run that is not among these.
     """
     folder = Path(folder).expanduser().absolute()
     earlier = read_results(folder / f"{name}.json")
-    if earlier is not None and {run["digest"] for run in earlier["runs"]} != {run.digest for run in runs}:
-        names = ", ".join(run["name"] for run in earlier["runs"][:3])
-        raise UserError(f"{folder} holds the {name} results of other runs ({names}); choose another --output")
+    given = {run.digest for run in runs}
+    lost = [] if earlier is None else [run["name"] for run in earlier["runs"] if run["digest"] not in given]
+    if lost:
+        raise UserError(f"{folder} holds the {name} results of other runs ({', '.join(lost)}); choose another --output")
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(f"cannot write to {there}; choose another --output")
@@ -162,7 +163,14 @@ def write_results(
         Further entries of the JSON file.
     """
     about = [
-        {"name": run.name, "model": run.config.model, "group": group, "seed": run.seed, "digest": run.digest}
+        {
+            "name": run.name,
+            "model": run.config.model,
+            "group": group,
+            "seed": run.seed,
+            "dataset": short_name(run.config.dataset),
+            "digest": run.digest,
+        }
         for run, group in zip(runs, group_labels(runs), strict=True)
     ]
     versions = {package: metadata.version(package) for package in ("manifold-resnet", "torch")}

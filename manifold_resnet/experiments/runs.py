@@ -20,7 +20,7 @@ from manifold_resnet.training import Config
 from manifold_resnet.training.checkpoints import load_weights, open_run
 from manifold_resnet.training.module import Classifier
 
-__all__ = ["Normalised", "PixelImages", "Run", "evenly", "load_run", "load_runs"]
+__all__ = ["Normalised", "PixelImages", "Run", "evenly", "load_run", "load_runs", "short_name"]
 
 
 class Normalised(nn.Module):
@@ -115,6 +115,17 @@ def evenly(length: int, limit: int | None) -> np.ndarray:
     return np.arange(limit) * length // limit
 
 
+def short_name(dataset: str) -> str:
+    """Name of a data set as tables and files show it: of a folder, its last part alone.
+
+    Examples
+    --------
+    >>> short_name("folder:some/where/photos"), short_name("cifar10")
+    ('folder:photos', 'cifar10')
+    """
+    return f"folder:{Path(dataset.removeprefix('folder:')).name}" if dataset.startswith("folder:") else dataset
+
+
 @dataclass(frozen=True)
 class Run:
     """A trained network and the test images it belongs to.
@@ -122,7 +133,7 @@ class Run:
     Attributes
     ----------
     name : str
-        The name of the run's folder, with its parent's where names of several runs would be equal.
+        The name of the run's folder, or a longer one where several runs would have the same.
     path : Path
         The checkpoint file.
     config : Config
@@ -284,8 +295,7 @@ def load_runs(runs: Sequence[str | Path], **options: str | int | None) -> list[R
                 f"{run.name} knows {len(run.classes)} classes ({', '.join(run.classes[:3])}, ...) and {first.name} "
                 f"{len(first.classes)} ({', '.join(first.classes[:3])}, ...); compare runs of the same data set"
             )
-    names = [run.name for run in loaded]
-    loaded = [run if names.count(run.name) == 1 else replace(run, name=_long_name(run.path)) for run in loaded]
+    loaded = [replace(run, name=name) for run, name in zip(loaded, _names(loaded), strict=True)]
     for run in loaded:
         _ = run.test
     return loaded
@@ -297,6 +307,12 @@ def _folder(path: Path) -> Path:
     return path.parent.parent if path.parent.name == "checkpoints" else path.with_suffix("")
 
 
-def _long_name(path: Path) -> str:
-    folder = _folder(path)
-    return f"{folder.parent.name}/{folder.name}"
+def _names(runs: Sequence[Run]) -> list[str]:
+    """The shortest names that tell runs apart: of folders, with the folders' parents, with the checkpoints."""
+    short = [run.name for run in runs]
+    parents = [f"{_folder(run.path).parent.name}/{run.name}" for run in runs]
+    files = [f"{name}/{run.path.stem}" for name, run in zip(short, runs, strict=True)]
+    for names in (short, parents, files):
+        if len(set(names)) == len(names):
+            return names
+    return [str(run.path) for run in runs]

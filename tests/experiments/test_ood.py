@@ -132,7 +132,11 @@ def test_summary_over_seeds():
     [
         (["digits"], {}, "digits is what hyperbolic was trained on"),
         (["noise", "noise"], {}, "noise are given twice"),
-        (["svnh"], {}, "unknown outliers 'svnh'; choose from inverted, .*textures, .*svhn, .*folder:PATH"),
+        (
+            ["svnh"],
+            {},
+            r"unknown outliers 'svnh' \(did you mean svhn\?\); choose from inverted, .*textures, .*svhn, .*folder:PATH",
+        ),
         (["folder:none"], {}, "no such folder: none"),
         ([], {}, "no outliers given"),
         (["noise"], {"scores": ["odin"]}, "unknown score 'odin'; choose from energy"),

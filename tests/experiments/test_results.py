@@ -41,11 +41,13 @@ def test_files(loaded, tmp_path):
     assert not list(folder.glob("*.partial"))
     check_folder(folder, "ood", loaded)  # the same again
     check_folder(folder, "fuse", loaded[:1])  # another command
+    write_results(tmp_path, "fuse", loaded[:1], {}, rows)
+    check_folder(tmp_path, "fuse", loaded)  # one run more
 
 
 def test_results_of_others_stay(loaded, tmp_path):
     write_results(tmp_path, "ood", loaded, {}, [{"a": 1}])
-    with pytest.raises(UserError, match=r"holds the ood results of other runs \(hyperbolic, euclidean\); choose"):
+    with pytest.raises(UserError, match=r"holds the ood results of other runs \(euclidean\); choose"):
         check_folder(tmp_path, "ood", loaded[:1])
     (tmp_path / "ood.json").write_text('{"runs"')
     with pytest.raises(UserError, match="ood.json is damaged"):

@@ -81,7 +81,15 @@ def test_runs_that_do_not_compare(runs, tmp_path, monkeypatch):
         load_runs([runs[0], tmp_path / "pets.ckpt"])
 
 
-def test_equal_names_get_their_parents(runs, tmp_path):
+def test_names_tell_runs_apart(runs, tmp_path):
     for parent in ("a", "b"):
         shutil.copytree(runs[0], tmp_path / parent / "run")
-    assert [run.name for run in load_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"])] == ["a/run", "b/run"]
+
+    def names(*given):
+        return [run.name for run in load_runs([tmp_path / path for path in given])]
+
+    assert names("a/run") == ["run"]
+    assert names("a/run", "b/run") == ["a/run", "b/run"]
+    checkpoints = [f"a/run/checkpoints/{name}.ckpt" for name in ("best", "last")]
+    assert names(*checkpoints) == ["run/best", "run/last"]
+    assert len(set(names(*checkpoints, "b/run"))) == 3
