@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from manifold_resnet.experiments.gradcam import CamGrid
@@ -18,14 +20,14 @@ __all__ = ["plot_attack", "plot_cams", "plot_fusion", "plot_scores"]
 # colours that people with any colour vision tell apart (Okabe and Ito), yellow left out
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 
-# what a score's axis shows, and the sign that turns an outlier score into it
-_AXES = {
-    "energy": ("energy: outliers high", 1),
-    "softmax": ("largest softmax probability: outliers low", -1),
-    "distance": ("distance from the origin: outliers low", -1),
-    "maxlogit": ("largest logit: outliers low", -1),
+# what a score's axis shows, and what turns an outlier score into it
+_AXES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
+    "energy": ("energy (outliers high)", lambda score: score),
+    "softmax": ("1 − largest softmax probability (outliers high)", lambda score: np.maximum(1 + score, 1e-12)),
+    "distance": ("distance from the origin (outliers low)", np.negative),
+    "maxlogit": ("largest logit (outliers low)", np.negative),
 }
-_EUCLIDEAN_DISTANCE = "norm of the features: outliers low"
+_EUCLIDEAN_DISTANCE = "norm of the features (outliers low)"
 _BINS = 40
 
 
@@ -54,30 +56,42 @@ def plot_scores(
     names = list(dict.fromkeys(score for _, score, _ in scores))
     sets = list(dict.fromkeys(label for _, _, label in scores if label != "test"))
     auroc = {(row["run"], row["score"], row["ood"]): row["auroc"] for row in rows}
-    figure = Figure(figsize=(4.2 * len(names) + 0.4, 2.9 * len(titles) + 0.5), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(names) + 0.4, 2.9 * len(titles) + 0.7), layout="constrained")
     panels = figure.subplots(len(titles), len(names), squeeze=False)
+    colors = dict(zip(sets, _COLORS * len(sets), strict=False))
     for (run, title), line in zip(titles.items(), panels, strict=True):
         for score, axes in zip(names, line, strict=True):
-            label, sign = _AXES[score]
+            label, shown = _AXES[score]
             if score == "distance" and run in euclidean:
                 label = _EUCLIDEAN_DISTANCE
-            values = {part: sign * scores[run, score, part] for part in ("test", *sets)}
-            low = min(np.percentile(part, 0.5) for part in values.values())
-            high = max(np.percentile(part, 99.5) for part in values.values())
-            bins = np.linspace(low, high if high > low else low + 1, _BINS + 1)
-            inside = np.clip(values["test"], bins[0], bins[-1])
-            axes.hist(inside, bins, weights=_shares(inside), color="0.8", label="test images")
-            for part, color in zip(sets, _COLORS * len(sets), strict=False):
-                outside = np.clip(values[part], bins[0], bins[-1])
-                axes.hist(outside, bins, weights=_shares(outside), histtype="step", color=color, linewidth=1.6,
-                          label=f"{part} ({auroc[run, score, part]:.1%})")  # fmt: skip
-            axes.set(xlabel=label)
+            _histograms(axes, {part: shown(scores[run, score, part]) for part in ("test", *sets)}, colors,
+                        log=score == "softmax")  # fmt: skip
+            reached = [f"{part} {auroc[run, score, part]:.1%}" for part in sets]
+            lines = [", ".join(reached[start : start + 3]) for start in range(0, len(reached), 3)]
+            axes.set_title("AUROC: " + ",\n".join(lines), fontsize=8.5)
+            axes.set_xlabel(label)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-            axes.legend(frameon=False, fontsize=8, title="outliers (AUROC)", title_fontsize=8)
             _style(axes)
-        line[0].set_ylabel("share of images")
-        line[len(names) // 2].set_title(title, fontsize=11)
+        line[0].set_ylabel(f"{title}\nshare of images")
+    handles = [Patch(color="0.8", label="test images")]
+    handles += [Line2D([], [], color=color, linewidth=1.8, label=part) for part, color in colors.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False)
     return figure
+
+
+def _histograms(axes: Axes, values: Mapping[str, np.ndarray], colors: Mapping[str, str], log: bool) -> None:
+    """Test images filled, outliers as lines; the half percent beyond either end goes into the last bin."""
+    low = min(np.percentile(part, 0.5) for part in values.values())
+    high = max(np.percentile(part, 99.5) for part in values.values())
+    if log:
+        axes.set_xscale("log")
+        bins = np.geomspace(low, high if high > low else 2 * low, _BINS + 1)
+    else:
+        bins = np.linspace(low, high if high > low else low + 1, _BINS + 1)
+    for part, found in values.items():
+        inside = np.clip(found, bins[0], bins[-1])
+        look = {"color": "0.8"} if part == "test" else {"histtype": "step", "color": colors[part], "linewidth": 1.6}
+        axes.hist(inside, bins, weights=_shares(inside), **look)
 
 
 def _shares(values: np.ndarray) -> np.ndarray:
@@ -140,9 +154,9 @@ def plot_cams(grid: CamGrid, titles: Mapping[str, str], classes: Sequence[str]) 
         its probability; red where that is wrong.
     """
     count, columns = len(grid.indices), 1 + len(grid.maps)
-    across = min(-(-count // 6), max(1, 9 // columns))  # blocks side by side
+    across = min(-(-count // 6), max(1, 12 // columns))  # blocks side by side
     down = -(-count // across)
-    figure = Figure(figsize=(1.45 * across * (columns + 0.2), 1.62 * down + 0.3), layout="constrained")
+    figure = Figure(figsize=(1.45 * across * (columns + 0.2), 1.62 * down + 0.5), layout="constrained")
     widths = ([1] * columns + [0.15]) * across  # a gap after each block
     cells = figure.add_gridspec(down, len(widths) - 1, width_ratios=widths[:-1])
     rows = {(row["image"], row["run"]): row for row in grid.rows}
@@ -162,13 +176,13 @@ def plot_cams(grid: CamGrid, titles: Mapping[str, str], classes: Sequence[str]) 
             if line == 0:
                 axes.annotate(head, (0.5, 1), (0, 16), xycoords="axes fraction", textcoords="offset points",
                               ha="center", va="bottom", fontsize=8.5, fontweight="bold")  # fmt: skip
+    figure.supxlabel("what speaks for the predicted class: bright the most, dark nothing; red: wrong", fontsize=8)
     return figure
 
 
 def _overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Grey image with the heat in colour over it: as much colour as heat."""
-    gray = pixels.mean(2, keepdims=True)
-    return 0.6 * colormaps["turbo"](heat)[:, :, :3] + 0.4 * gray
+    """Colours of the heat, and the grey image under them."""
+    return 0.65 * colormaps["viridis"](heat)[:, :, :3] + 0.35 * pixels.mean(2, keepdims=True)
 
 
 def plot_fusion(result: Mapping[str, Any]) -> Figure:
