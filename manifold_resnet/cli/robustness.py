@@ -168,7 +168,7 @@ def _gradcam_options(parser: argparse.ArgumentParser) -> None:
         "--errors-only", action="store_true", help="only images that at least one of the networks gets wrong"
     )
     parser.add_argument(
-        "--layer", metavar="NAME", default="group3", help="group1, group2 or group3: whose last block (default: group3)"
+        "--layer", metavar="NAME", help="group1, group2, ...: whose last block is asked (default: the last one)"
     )
     _options(parser, "experiments/gradcam")
 

@@ -23,7 +23,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from manifold_resnet._errors import UserError, extra
-from manifold_resnet.experiments.outputs import progress_bar
+from manifold_resnet.experiments.outputs import announce, progress_bar
 from manifold_resnet.experiments.results import read_results, spread
 from manifold_resnet.experiments.runs import Run, evenly, short_name
 
@@ -199,7 +199,7 @@ def attack(
             if _key(row) in known:
                 rows.append(row | {name: known[_key(row)][name] for name in ("correct", "accuracy")})
                 continue
-            bar.set_description(f"{run.name}: epsilon {255 * row['epsilon']:g}/255")
+            announce(bar, f"{run.name}: epsilon {255 * row['epsilon']:g}/255")
             correct = _count_correct(run, method, row["epsilon"], steps, limit, bar)
             rows.append(row | {"correct": correct, "accuracy": correct / row["images"]})
             if keep is not None:

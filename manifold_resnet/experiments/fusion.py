@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from manifold_resnet._errors import UserError
-from manifold_resnet.experiments.outputs import Outputs, outputs, progress_bar
+from manifold_resnet.experiments.outputs import Outputs, announce, outputs, progress_bar
 from manifold_resnet.experiments.runs import Run, evenly
 
 __all__ = ["fuse", "fusion_metrics"]
@@ -118,7 +118,7 @@ def fuse(runs: Sequence[Run], *, limit: int | None = None, progress: bool = Fals
     with progress_bar(2 * count, "image", progress) as bar:
         seen = []
         for run in runs:
-            bar.set_description(run.name)
+            announce(bar, run.name)
             seen.append(outputs(run, run.loader(limit=limit), bar))
     try:
         metrics = fusion_metrics(*seen)

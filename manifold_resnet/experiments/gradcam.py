@@ -12,6 +12,7 @@ brings OpenCV.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,14 +22,13 @@ import torch
 from torch import Tensor
 
 from manifold_resnet._errors import UserError, extra
-from manifold_resnet.experiments.outputs import outputs, progress_bar
+from manifold_resnet.experiments.outputs import announce, outputs, progress_bar
 from manifold_resnet.experiments.runs import Run, evenly
 
 __all__ = ["MOST", "CamGrid", "gradcam", "heat_maps"]
 
 #: Images that fit in a figure.
 MOST = 48
-LAYERS = ("group1", "group2", "group3")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class CamGrid:
     searched: int
 
 
-def heat_maps(run: Run, pixels: Tensor, targets: Tensor, layer: str = "group3") -> Tensor:
+def heat_maps(run: Run, pixels: Tensor, targets: Tensor, layer: str | None = None) -> Tensor:
     """Grad-CAM of a network.
 
     Parameters
@@ -76,9 +76,9 @@ def heat_maps(run: Run, pixels: Tensor, targets: Tensor, layer: str = "group3") 
         ``(n, C, H, W)`` in [0, 1].
     targets : Tensor
         ``(n,)``, the class of each image whose logit is explained.
-    layer : {"group1", "group2", "group3"}
-        The group of blocks whose last block's activations are weighed; of a Poincaré ResNet, tangent vectors at the
-        origin.
+    layer : str, optional
+        The group of blocks, such as ``"group2"``, whose last block's activations are weighed; by default the last one.
+        Of a Poincaré ResNet, they are tangent vectors at the origin.
 
     Returns
     -------
@@ -92,9 +92,10 @@ def heat_maps(run: Run, pixels: Tensor, targets: Tensor, layer: str = "group3") 
     """
     with extra("experiments"):
         from captum.attr import LayerAttribution, LayerGradCam
-    if layer not in LAYERS:
-        raise UserError(f"unknown layer {layer!r}; choose from {', '.join(LAYERS)}")
-    block = getattr(run.model, layer)[-1]
+    groups = {name: group for name, group in run.model.named_children() if re.fullmatch(r"group\d+", name)}
+    if layer is not None and layer not in groups:
+        raise UserError(f"{run.name} has no layer {layer!r}; choose from {', '.join(groups)}")
+    block = (list(groups.values())[-1] if layer is None else groups[layer])[-1]
     cam = LayerGradCam(run.network, block)
     given = pixels.to(run.device).clone().requires_grad_()
     maps = cam.attribute(given, target=targets.to(run.device), relu_attributions=True)
@@ -108,7 +109,7 @@ def gradcam(
     count: int = 8,
     *,
     errors_only: bool = False,
-    layer: str = "group3",
+    layer: str | None = None,
     limit: int | None = None,
     progress: bool = False,
 ) -> CamGrid:
@@ -122,7 +123,7 @@ def gradcam(
         How many images, spread evenly over those that qualify.
     errors_only : bool
         Only images that at least one of the networks gets wrong.
-    layer : {"group1", "group2", "group3"}
+    layer : str, optional
         See `heat_maps`; an earlier one has more pixels, the last one knows most about classes.
     limit : int, optional
         Look at no more than so many test images, spread evenly.
@@ -152,7 +153,7 @@ def gradcam(
     with progress_bar(len(runs) * len(searched), "image", progress) as bar:
         seen = []
         for run in runs:
-            bar.set_description(run.name)
+            announce(bar, run.name)
             seen.append(outputs(run, run.loader(limit=limit), bar))
     for run, other in zip(runs[1:], seen[1:], strict=True):
         if not torch.equal(other.labels, seen[0].labels):

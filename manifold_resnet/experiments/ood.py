@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 
 from manifold_resnet._errors import UserError, extra
 from manifold_resnet.data import DATASETS, OUTLIERS, open_outliers
-from manifold_resnet.experiments.outputs import Outputs, outputs, progress_bar
+from manifold_resnet.experiments.outputs import Outputs, announce, outputs, progress_bar
 from manifold_resnet.experiments.results import spread
 from manifold_resnet.experiments.runs import Run, evenly, short_name
 
@@ -213,7 +213,7 @@ def ood(
     found: dict[tuple[str, str, str], np.ndarray] = {}
     with progress_bar(sum(len(evenly(len(part), limit)) for _, _, part in work), "image", progress) as bar:
         for run, label, part in work:
-            bar.set_description(f"{run.name}: {label}")
+            announce(bar, f"{run.name}: {label}")
             seen = outputs(run, run.loader(part, limit), bar)
             for score in scores:
                 found[run.name, score, label] = SCORES[score](seen).numpy()

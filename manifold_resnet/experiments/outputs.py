@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,9 @@ from tqdm import tqdm
 from manifold_resnet.experiments.runs import Run
 from manifold_resnet.models import PoincareResNet
 
-__all__ = ["Outputs", "outputs", "progress_bar"]
+__all__ = ["Outputs", "announce", "outputs", "progress_bar"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,17 @@ def outputs(run: Run, loader: DataLoader, bar: tqdm | None = None) -> Outputs:
 def _distance(run: Run, features: Tensor) -> Tensor:
     if isinstance(run.model, PoincareResNet):
         return 2 * features.norm(dim=1)
-    ball = getattr(run.model.expmap0, "ball", None)
+    ball = getattr(getattr(run.model, "expmap0", None), "ball", None)
     return features.norm(dim=1) if ball is None else ball.dist0(features)
 
 
 def progress_bar(total: int, unit: str, show: bool) -> tqdm:
     """A bar on standard error that goes when it is done; none where there is no terminal."""
     return tqdm(total=total, unit=unit, disable=None if show else True, leave=False, dynamic_ncols=True)
+
+
+def announce(bar: tqdm, what: str) -> None:
+    """Say what begins: beside the bar, or in the log where there is none."""
+    bar.set_description(what)
+    if bar.disable:
+        _log.info("%s", what)
