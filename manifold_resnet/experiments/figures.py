@@ -83,9 +83,9 @@ def _histograms(axes: Axes, values: Mapping[str, np.ndarray], colors: Mapping[st
     """Test images filled, outliers as lines; the half percent beyond either end goes into the last bin."""
     low = min(np.percentile(part, 0.5) for part in values.values())
     high = max(np.percentile(part, 99.5) for part in values.values())
-    if log:
+    if log and high > 20 * low:  # within a decade, the logarithm only crowds the ticks
         axes.set_xscale("log")
-        bins = np.geomspace(low, high if high > low else 2 * low, _BINS + 1)
+        bins = np.geomspace(low, high, _BINS + 1)
     else:
         bins = np.linspace(low, high if high > low else low + 1, _BINS + 1)
     for part, found in values.items():
@@ -182,7 +182,7 @@ def plot_cams(grid: CamGrid, titles: Mapping[str, str], classes: Sequence[str]) 
 
 def _overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Colours of the heat, and the grey image under them."""
-    return 0.65 * colormaps["viridis"](heat)[:, :, :3] + 0.35 * pixels.mean(2, keepdims=True)
+    return 0.7 * colormaps["viridis"](heat)[:, :, :3] + 0.3 * pixels.mean(2, keepdims=True)
 
 
 def plot_fusion(result: Mapping[str, Any]) -> Figure:
