@@ -28,9 +28,13 @@ from manifold_resnet.functional.charts import (
     tangent_to_hyperboloid,
     to_lorentz,
 )
+from manifold_resnet.functional.concatenation import beta_concatenate, beta_split, poincare_flatten
 from manifold_resnet.functional.conv import beta_ratio, poincare_conv, poincare_conv2d
+from manifold_resnet.functional.conv_transpose import poincare_conv_transpose, poincare_conv_transpose2d
+from manifold_resnet.functional.dropout import poincare_dropout
 from manifold_resnet.functional.frechet import frechet_mean, frechet_variance
 from manifold_resnet.functional.linear import poincare_linear, poincare_mlr
+from manifold_resnet.functional.max_pooling import poincare_max_pool1d, poincare_max_pool2d, poincare_max_pool3d
 from manifold_resnet.functional.midpoint import midpoint
 from manifold_resnet.functional.pooling import poincare_adaptive_avg_pool2d, poincare_avg_pool2d
 from manifold_resnet.functional.residual import mobius_residual
@@ -38,7 +42,9 @@ from manifold_resnet.functional.residual import mobius_residual
 __all__ = [
     "DEFAULT_MAX_DISTANCE",
     "ball_to_hyperboloid",
+    "beta_concatenate",
     "beta_ratio",
+    "beta_split",
     "convert",
     "dist",
     "expmap",
@@ -61,7 +67,14 @@ __all__ = [
     "poincare_avg_pool2d",
     "poincare_conv",
     "poincare_conv2d",
+    "poincare_conv_transpose",
+    "poincare_conv_transpose2d",
+    "poincare_dropout",
+    "poincare_flatten",
     "poincare_linear",
+    "poincare_max_pool1d",
+    "poincare_max_pool2d",
+    "poincare_max_pool3d",
     "poincare_mlr",
     "poincare_relu",
     "project",

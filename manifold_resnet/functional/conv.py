@@ -31,7 +31,8 @@ from manifold_resnet.functional._checks import (
     curvature,
     full_precision,
 )
-from manifold_resnet.functional._hyperplanes import hyperplane_normals, hyperplane_points
+from manifold_resnet.functional._grouped import grouped_inner, grouped_points
+from manifold_resnet.functional._hyperplanes import hyperplane_normals
 from manifold_resnet.functional._native import Geometry
 from manifold_resnet.functional.charts import convert, squared_limit
 from manifold_resnet.functional.linear import check_offsets, check_same_dtype
@@ -45,15 +46,15 @@ def _low_precision(v: Tensor) -> torch.dtype:
 
 
 @torch.compiler.assume_constant_result
-def beta_ratio(channels: int, pixels: int) -> float:
+def beta_ratio(channels: int, pixels: float) -> float:
     r"""Factor :math:`s = B(kn/2, 1/2)/B(n/2, 1/2)` of the beta-concatenation of ``k`` pixels of ``n`` channels each.
 
     Parameters
     ----------
     channels : int
         Channels ``n`` of one pixel.
-    pixels : int
-        Pixels ``k`` in the receptive field.
+    pixels : float
+        Pixels ``k`` in the receptive field; an average number of them need not be whole.
 
     Returns
     -------
@@ -175,6 +176,38 @@ def _inner_backward(
 _inner_op = differentiable(_inner, _inner_backward, tensors=2)
 
 
+def check_images(x: Tensor, weight: Tensor, groups: int) -> int:
+    """Check images and kernels ``(out, in / groups, *kernel)``; the number of spatial dimensions.
+
+    Raises
+    ------
+    ValueError
+        If they do not fit.
+    """
+    spatial = weight.ndim - 2
+    if spatial not in _CONV:
+        raise ValueError(
+            f"weight must have shape (out, in, *kernel) with 1 to 3 kernel dims, got {tuple(weight.shape)}"
+        )
+    check_groups(groups, weight.shape[1] * (groups if isinstance(groups, int) else 1), weight.shape[0])
+    if x.ndim != spatial + 2 or x.shape[1] != weight.shape[1] * groups:
+        raise ValueError(
+            f"x must have shape (batch, {weight.shape[1] * groups}, {', '.join('DHW'[-spatial:])}) to match weight of "
+            f"shape {tuple(weight.shape)}{f' and {groups} groups' if groups > 1 else ''}, got {tuple(x.shape)}"
+        )
+    return spatial
+
+
+def check_groups(groups: int, inputs: int, outputs: int) -> None:
+    """Raise a ValueError unless `groups` divides the numbers of channels."""
+    if not isinstance(groups, int) or groups < 1:
+        raise ValueError(f"groups must be a positive integer, got {groups!r}")
+    if inputs % groups or outputs % groups:
+        raise ValueError(
+            f"groups must divide the numbers of input ({inputs}) and output ({outputs}) channels, got {groups}"
+        )
+
+
 def convolve(
     x: Tensor,
     weight: Tensor,
@@ -182,6 +215,7 @@ def convolve(
     stride: int | Sequence[int],
     padding: int | str | Sequence[int],
     dilation: int | Sequence[int],
+    groups: int = 1,
     *,
     c: Tensor | float,
     in_chart: Chart,
@@ -193,16 +227,7 @@ def convolve(
 
     See `squared_limit` for `summands`, and `hyperplane_normals` for `scale`.
     """
-    spatial = weight.ndim - 2
-    if spatial not in _CONV:
-        raise ValueError(
-            f"weight must have shape (out, in, *kernel) with 1 to 3 kernel dims, got {tuple(weight.shape)}"
-        )
-    if x.ndim != spatial + 2 or x.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"x must have shape (batch, {weight.shape[1]}, {', '.join('DHW'[-spatial:])}) to match weight of shape "
-            f"{tuple(weight.shape)}, got {tuple(x.shape)}"
-        )
+    spatial = check_images(x, weight, groups)
     check_offsets(bias, weight.shape[0])
     kernel = tuple(weight.shape[2:])
     strides = _per_dim(stride, spatial, "stride", 1)
@@ -227,10 +252,27 @@ def convolve(
     s = beta_ratio(weight.shape[1], math.prod(kernel))
     normals, norm = hyperplane_normals(weight, c, scale, s)
     geometry = (strides, tuple(p for p, _ in paddings), dilations)
-    inner, square = _inner_op(v, normals, s * s, geometry, _low_precision(v))
-    shape = inner.shape
-    limit = squared_limit(c, v, max_distance, summands)
-    return hyperplane_points(inner.flatten(2), square.flatten(2), norm, bias, c, limit).view(shape)
+    if groups == 1:
+        inner, square = _inner_op(v, normals, s * s, geometry, _low_precision(v))
+    else:
+        inner, square = grouped_inner(v, normals, s * s, geometry, None, groups, _low_precision(v))
+    return points_of(inner, square, norm, bias, c, v, max_distance, summands)
+
+
+def points_of(
+    inner: Tensor,
+    square: Tensor,
+    norm: Tensor,
+    bias: Tensor | None,
+    c: Tensor,
+    like: Tensor,
+    max_distance: float | None,
+    summands: int,
+) -> Tensor:
+    """From images of inner products [B, K, ...] and of the groups' squared norms [B, G, ...] to images of points."""
+    limit = squared_limit(c, like, max_distance, summands)
+    far = squared_limit(c, like, math.inf, summands) if square.shape[1] > 1 else limit
+    return grouped_points(inner.flatten(2), square.flatten(2), norm, bias, c, limit, far).view(inner.shape)
 
 
 def poincare_conv(
@@ -240,6 +282,7 @@ def poincare_conv(
     stride: int | Sequence[int] = 1,
     padding: int | str | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
+    groups: int = 1,
     *,
     c: Tensor | float,
     in_chart: Chart = "ball",
@@ -249,7 +292,7 @@ def poincare_conv(
     r"""Poincaré convolution over as many spatial dimensions (1 to 3) as `weight` has. See `poincare_conv2d`."""
     check_chart(out_chart, "out_chart")
     check_max_distance(max_distance)
-    h = convolve(x, weight, bias, stride, padding, dilation, c=c, in_chart=in_chart, max_distance=max_distance)
+    h = convolve(x, weight, bias, stride, padding, dilation, groups, c=c, in_chart=in_chart, max_distance=max_distance)
     return convert(h, "hyperboloid", out_chart, c=c, dim=1)
 
 
@@ -260,6 +303,7 @@ def poincare_conv2d(
     stride: int | Sequence[int] = 1,
     padding: int | str | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
+    groups: int = 1,
     *,
     c: Tensor | float,
     in_chart: Chart = "ball",
@@ -273,13 +317,17 @@ def poincare_conv2d(
     x : Tensor
         Images of points, ``(batch, in_channels, H, W)``, along dimension 1. Padded pixels are the origin.
     weight : Tensor
-        Hyperplane normals, tangent vectors at the origin, ``(out_channels, in_channels, kH, kW)``.
+        Hyperplane normals, tangent vectors at the origin, ``(out_channels, in_channels / groups, kH, kW)``.
     bias : Tensor, optional
         Signed offsets of the hyperplanes in tangent norm (half a distance), ``(out_channels,)``.
     stride, dilation : int or pair of int
         As ``torch.nn.functional.conv2d``.
     padding : int, pair of int, "same" or "valid"
         As ``torch.nn.functional.conv2d``.
+    groups : int
+        Divides both numbers of channels. Each group of output channels sees its group of input channels: that part of
+        the pixels' tangent vectors at the origin counts as tangent vectors of ``in_channels / groups`` dimensions, also
+        in ``s``. The coordinates of the output point are the signed distances of all groups.
     c : Tensor or float
         The curvature of the space is ``-c``.
     in_chart, out_chart : {"ball", "tangent", "hyperboloid"}
@@ -305,6 +353,6 @@ def poincare_conv2d(
     if weight.ndim != 4:
         raise ValueError(f"weight must have shape (out, in, kH, kW), got {tuple(weight.shape)}")
     return poincare_conv(
-        x, weight, bias, stride, padding, dilation,
+        x, weight, bias, stride, padding, dilation, groups,
         c=c, in_chart=in_chart, out_chart=out_chart, max_distance=max_distance,
     )  # fmt: skip

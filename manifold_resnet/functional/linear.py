@@ -98,9 +98,14 @@ def distances(
     *,
     c: Tensor | float,
     in_chart: Chart,
+    dim: int = -1,
     scale: float | None = None,
 ) -> Tensor:
     """`poincare_mlr`; see `hyperplane_normals` for `scale`."""
+    if dim not in (-1, x.ndim - 1):
+        if not -x.ndim <= dim < x.ndim or x.shape[dim] != weight.shape[-1]:
+            raise ValueError(f"x must have {weight.shape[-1]} features in dim={dim}, got x of shape {tuple(x.shape)}")
+        return distances(x.movedim(dim, -1), weight, bias, c=c, in_chart=in_chart, scale=scale).movedim(-1, dim)
     return hyperplane_distances(*_products(x, weight, bias, c, in_chart, scale)).view(*x.shape[:-1], weight.shape[0])
 
 
@@ -125,27 +130,35 @@ def transform(
 
 
 def poincare_mlr(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, c: Tensor | float, in_chart: Chart = "ball"
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    c: Tensor | float,
+    dim: int = -1,
+    in_chart: Chart = "ball",
 ) -> Tensor:
     r"""Signed distances to hyperplanes, scaled by twice the length of their normals: the logits of Poincaré MLR.
 
     Parameters
     ----------
     x : Tensor
-        Points, ``(..., features)``, along the last dimension.
+        Points, ``(..., features)``, along `dim`.
     weight : Tensor
         Hyperplane normals :math:`z_k`, tangent vectors at the origin, ``(K, features)``.
     bias : Tensor, optional
         Signed offsets :math:`r_k` of the hyperplanes in tangent norm (half the distance from the origin), ``(K,)``.
     c : Tensor or float
         The curvature of the space is ``-c``.
+    dim : int
+        The dimension the manifold runs along: 1 for the pixels of images.
     in_chart : {"ball", "tangent", "hyperboloid"}
         Chart of `x`.
 
     Returns
     -------
     Tensor
-        :math:`v_k`, ``(..., K)``. In the flat limit, ``4 (<x, z_k> - r_k |z_k|)``.
+        :math:`v_k`, ``(..., K)``, logits along `dim`. In the flat limit, ``4 (<x, z_k> - r_k |z_k|)``.
 
     Raises
     ------
@@ -156,7 +169,7 @@ def poincare_mlr(
     -----
     [1]_, sec. 3.1.
     """
-    return distances(x, weight, bias, c=c, in_chart=in_chart)
+    return distances(x, weight, bias, c=c, in_chart=in_chart, dim=dim)
 
 
 def poincare_linear(

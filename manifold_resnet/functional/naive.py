@@ -39,6 +39,8 @@ from scipy.special import beta as beta_function
 from torch import Tensor
 
 __all__ = [
+    "beta_concatenate",
+    "beta_split",
     "convert",
     "dist",
     "expmap",
@@ -58,7 +60,14 @@ __all__ = [
     "poincare_avg_pool2d",
     "poincare_conv",
     "poincare_conv2d",
+    "poincare_conv_transpose",
+    "poincare_conv_transpose2d",
+    "poincare_dropout",
+    "poincare_flatten",
     "poincare_linear",
+    "poincare_max_pool1d",
+    "poincare_max_pool2d",
+    "poincare_max_pool3d",
     "poincare_mlr",
     "poincare_relu",
     "project",
@@ -185,7 +194,7 @@ def convert(x: Tensor, src: str, dst: str, *, c: Curvature, dim: int = -1, max_d
 # Fully connected layers and convolutions
 
 
-def poincare_mlr(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, c: Curvature) -> Tensor:
+def poincare_mlr(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, c: Curvature, dim: int = -1) -> Tensor:
     """Signed distances to hyperplanes, times the lengths of their normals ([1], sec. 3.1; [2], sec. 3.1).
 
     Hyperplane ``k`` goes through ``p_k = exp_0(r_k z_k / |z_k|)`` and is orthogonal there to ``a_k``, the
@@ -194,7 +203,7 @@ def poincare_mlr(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, c: Cu
     Parameters
     ----------
     x : Tensor
-        Ball points ``[..., n]``.
+        Ball points, ``n`` coordinates along ``dim``.
     weight : Tensor
         Normals ``z``, tangent vectors at the origin, ``[K, n]``.
     bias : Tensor, optional
@@ -205,14 +214,15 @@ def poincare_mlr(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, c: Cu
     Returns
     -------
     Tensor
-        ``[..., K]``.
+        ``K`` along ``dim``.
     """
     k = _k(c, x)
+    x = x.movedim(dim, -1)
     r = weight.new_zeros(weight.size(0)) if bias is None else bias
     p = gmath.expmap0(r.unsqueeze(-1) * weight / weight.norm(dim=-1, keepdim=True).clamp_min(1e-15), k=k)  # [K, n]
     a = gmath.parallel_transport0(p, weight, k=k)  # [K, n]
     distance = gmath.dist2plane(x.unsqueeze(-2), p, a, k=k, signed=True, scaled=True)  # [..., K], times |a|
-    return gmath.lambda_x(p, k=k) * distance  # the Riemannian length of a at p is lambda_p |a|
+    return (gmath.lambda_x(p, k=k) * distance).movedim(-1, dim)  # the Riemannian length of a at p is lambda_p |a|
 
 
 def _from_hyperplane_distances(v: Tensor, c: Curvature, max_distance: float) -> Tensor:
@@ -253,6 +263,7 @@ def poincare_conv(
     stride: int | Sequence[int] = 1,
     padding: int | str | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
+    groups: int = 1,
     *,
     c: Curvature,
     max_distance: float = math.inf,
@@ -261,23 +272,44 @@ def poincare_conv(
 
     The pixels of a receptive field are joined by beta-concatenation ([2], sec. 3.3): their tangent vectors at
     the origin are scaled by a ratio of beta functions and stacked. ``x [B, C, *in]`` along dim=1 and
-    ``weight [out, C, *kernel]`` give ``[B, out, *out]``.
+    ``weight [out, C / groups, *kernel]`` give ``[B, out, *out]``. With groups, the tangent vectors of each are
+    treated like that; together, the distances to all groups' hyperplanes make one point.
     """
     kernel = weight.shape[2:]
     n = len(kernel)
-    channels, pixels = x.size(1), math.prod(kernel)
-    scale = beta_function(pixels * channels / 2, 0.5) / beta_function(channels / 2, 0.5)
-    u = gmath.logmap0(x, k=_k(c, x), dim=1) * float(scale)
     dilation = _tuple(dilation, n)
+    u = gmath.logmap0(x, k=_k(c, x), dim=1) * _beta_ratio(weight.size(1), math.prod(kernel))
     if padding == "same":  # torch puts the odd pixel at the end
         total = [d * (size - 1) for d, size in zip(dilation, kernel, strict=True)]
         u = F.pad(u, [p for t in reversed(total) for p in (t // 2, t - t // 2)])
     elif not isinstance(padding, str):
         u = _pad(u, _tuple(padding, n))
-    u = _unfold(u, kernel, _tuple(stride, n), dilation)
-    patches = gmath.expmap0(u.flatten(1 + n), k=_k(c, x))  # [B, *out, C * kh * kw]
-    y = poincare_linear(patches, weight.flatten(1), bias, c=c, max_distance=max_distance)
-    return y.movedim(-1, 1)
+    return _convolve(u, weight, bias, _tuple(stride, n), dilation, groups, c, max_distance)
+
+
+def _beta_ratio(channels: int, pixels: float) -> float:
+    """Factor of the beta-concatenation of ``pixels`` points of ``channels`` dimensions ([2], sec. 3.3)."""
+    return float(beta_function(pixels * channels / 2, 0.5) / beta_function(channels / 2, 0.5))
+
+
+def _convolve(
+    u: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    c: Curvature,
+    max_distance: float,
+) -> Tensor:
+    """A fully connected layer on every window of tangent vectors at the origin, scaled and padded before."""
+    distances = []
+    biases = [None] * groups if bias is None else bias.chunk(groups)
+    for v, w, r in zip(u.chunk(groups, dim=1), weight.chunk(groups), biases, strict=True):
+        v = _unfold(v, weight.shape[2:], stride, dilation)
+        patches = gmath.expmap0(v.flatten(u.dim() - 1), k=_k(c, u))  # [B, *out, C / groups * kh * kw]
+        distances.append(poincare_mlr(patches, w.flatten(1), r, c=c))
+    return _from_hyperplane_distances(torch.cat(distances, dim=-1), c, max_distance).movedim(-1, 1)
 
 
 def poincare_conv2d(
@@ -287,12 +319,102 @@ def poincare_conv2d(
     stride: int | Sequence[int] = 1,
     padding: int | str | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
+    groups: int = 1,
     *,
     c: Curvature,
     max_distance: float = math.inf,
 ) -> Tensor:
     """Convolution of ball points ``[B, C, H, W]`` along dim=1 with ``weight [out, in, kh, kw]``."""
-    return poincare_conv(x, weight, bias, stride, padding, dilation, c=c, max_distance=max_distance)
+    return poincare_conv(x, weight, bias, stride, padding, dilation, groups, c=c, max_distance=max_distance)
+
+
+def poincare_conv_transpose(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+    *,
+    c: Curvature,
+    max_distance: float = math.inf,
+) -> Tensor:
+    """Transposed convolution: a convolution of the input with origins between its pixels, the kernel mirrored.
+
+    The beta-concatenation counts the pixels that reach an output pixel on average, at least one per dimension.
+    """
+    kernel = weight.shape[2:]
+    n = len(kernel)
+    stride, padding, output_padding, dilation = (_tuple(t, n) for t in (stride, padding, output_padding, dilation))
+    pixels = math.prod(max(size / s, 1.0) for size, s in zip(kernel, stride, strict=True))
+    u = gmath.logmap0(x, k=_k(c, x), dim=1) * _beta_ratio(weight.size(1), pixels)
+    wide = u.new_zeros(*u.shape[:2], *((size - 1) * s + 1 for size, s in zip(u.shape[2:], stride, strict=True)))
+    wide[(..., *(slice(None, None, s) for s in stride))] = u
+    border = []  # what is left of the kernel's reach after the padding; negative: crop
+    for size, d, p, o in reversed(list(zip(kernel, dilation, padding, output_padding, strict=True))):
+        border += [d * (size - 1) - p, d * (size - 1) - p + o]
+    mirrored = weight.flip(list(range(2, 2 + n)))
+    return _convolve(F.pad(wide, border), mirrored, bias, (1,) * n, dilation, groups, c, max_distance)
+
+
+def poincare_conv_transpose2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+    *,
+    c: Curvature,
+    max_distance: float = math.inf,
+) -> Tensor:
+    """Transposed convolution of ball points ``[B, C, H, W]`` along dim=1 with ``weight [out, in, kh, kw]``."""
+    return poincare_conv_transpose(
+        x, weight, bias, stride, padding, output_padding, groups, dilation, c=c, max_distance=max_distance
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Concatenation and split
+
+
+def beta_concatenate(
+    points: Tensor | Sequence[Tensor], *, c: Curvature, dim: int = -1, max_distance: float = math.inf
+) -> Tensor:
+    """Stack tangent vectors at the origin, scaled by ratios of beta functions ([2], sec. 3.3)."""
+    points = points.unbind(-2) if isinstance(points, Tensor) else points
+    total = sum(x.size(dim) for x in points)
+    tangents = [logmap0(x, c=c, dim=dim) * float(beta_function(total / 2, 0.5)) for x in points]
+    tangents = [u / float(beta_function(u.size(dim) / 2, 0.5)) for u in tangents]
+    return _clip_distance(expmap0(torch.cat(tangents, dim=dim), c=c, dim=dim), c, dim, max_distance)
+
+
+def beta_split(
+    x: Tensor, sizes: int | Sequence[int], *, c: Curvature, dim: int = -1, max_distance: float = math.inf
+) -> tuple[Tensor, ...]:
+    """Inverse of :func:`beta_concatenate`."""
+    parts = logmap0(x, c=c, dim=dim).split(sizes, dim=dim)
+    ratios = [beta_function(u.size(dim) / 2, 0.5) / beta_function(x.size(dim) / 2, 0.5) for u in parts]
+    scaled = [expmap0(u * float(r), c=c, dim=dim) for u, r in zip(parts, ratios, strict=True)]
+    return tuple(_clip_distance(y, c, dim, max_distance) for y in scaled)
+
+
+def poincare_flatten(
+    x: Tensor, start_dim: int = 1, end_dim: int = -1, *, c: Curvature, dim: int = 1, max_distance: float = math.inf
+) -> Tensor:
+    """Beta-concatenation of the points in a range of dimensions, coordinates in the order of ``torch.flatten``."""
+    start, end, dim = (d % x.dim() for d in (start_dim, end_dim, dim))
+    rest = [d for d in range(start, end + 1) if d != dim]
+    pixels = x.movedim(rest, list(range(start, end))).flatten(start, end - 1)  # [..., pixels, n, ...]
+    y = beta_concatenate(pixels.unbind(start), c=c, dim=start, max_distance=max_distance)
+    # pixels first, then coordinates: put them into the order of the memory of x
+    order = torch.arange(math.prod(x.shape[start : end + 1])).view(x.shape[start : end + 1])
+    order = order.movedim(dim - start, -1).flatten().argsort()
+    return y.index_select(start, order)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -491,6 +613,49 @@ def mobius_residual(
 def poincare_relu(x: Tensor, *, c: Curvature, dim: int = 1) -> Tensor:
     """``exp_0(max(log_0(x), 0))`` of ball points along ``dim`` ([1], sec. 3)."""
     return expmap0(logmap0(x, c=c, dim=dim).relu(), c=c, dim=dim)
+
+
+def poincare_dropout(
+    x: Tensor, p: float = 0.5, training: bool = True, *, c: Curvature, dim: int = 1, max_distance: float = math.inf
+) -> Tensor:
+    """Dropout of the coordinates of tangent vectors at the origin, by torch's generator."""
+    if not training:
+        return x
+    u = F.dropout(logmap0(x, c=c, dim=dim), p)
+    return _clip_distance(expmap0(u, c=c, dim=dim), c, dim, max_distance)
+
+
+def _max_pool(
+    x: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    *,
+    c: Curvature,
+) -> Tensor:
+    """Point of every window that is farthest from the origin, windows as in torch's max pooling."""
+    n = x.dim() - 2
+    kernel, padding, dilation = _tuple(kernel_size, n), _tuple(padding, n), _tuple(dilation, n)
+    stride = kernel if stride is None else _tuple(stride, n)
+    beyond = []
+    for size, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True):
+        extra = -(size + 2 * p - d * (k - 1) - 1) % s if ceil_mode else 0
+        if size + p < size + 2 * p + extra - d * (
+            k - 1
+        ):  # the last window has to start inside the image or the padding
+            extra -= s
+        beyond = [p, p + extra, *beyond]
+    distance = gmath.dist0(x, k=_k(c, x), dim=1, keepdim=True)
+    distance = _unfold(F.pad(distance, beyond, value=-1.0), kernel, stride, dilation)  # [B, *out, 1, *kernel]
+    windows = _unfold(F.pad(x, beyond), kernel, stride, dilation)  # [B, *out, C, *kernel]
+    farthest = distance.flatten(2 + n).argmax(-1, keepdim=True)  # [B, *out, 1, 1]
+    chosen = windows.flatten(2 + n).gather(-1, farthest.expand(*windows.shape[: 2 + n], 1))
+    return chosen.squeeze(-1).movedim(-1, 1)
+
+
+poincare_max_pool1d = poincare_max_pool2d = poincare_max_pool3d = _max_pool
 
 
 def poincare_avg_pool2d(

@@ -8,6 +8,14 @@ changes nothing else.
 from manifold_resnet.nn import init
 from manifold_resnet.nn.base import ClippingMonitor, monitor_clipping
 from manifold_resnet.nn.batch_norm import PoincareBatchNorm1d, PoincareBatchNorm2d, PoincareBatchNorm3d
+from manifold_resnet.nn.conv_transpose import (
+    PoincareConvTranspose1d,
+    PoincareConvTranspose2d,
+    PoincareConvTranspose3d,
+)
+from manifold_resnet.nn.dropout import PoincareDropout, PoincareDropout1d, PoincareDropout2d, PoincareDropout3d
+from manifold_resnet.nn.embedding import PoincareEmbedding
+from manifold_resnet.nn.flatten import PoincareFlatten
 from manifold_resnet.nn.hyperplanes import (
     PoincareConv1d,
     PoincareConv2d,
@@ -15,6 +23,7 @@ from manifold_resnet.nn.hyperplanes import (
     PoincareLinear,
     PoincareMLR,
 )
+from manifold_resnet.nn.max_pool import PoincareMaxPool1d, PoincareMaxPool2d, PoincareMaxPool3d
 from manifold_resnet.nn.radial import (
     ExpMap0,
     LogMap0,
@@ -36,8 +45,20 @@ __all__ = [
     "PoincareConv1d",
     "PoincareConv2d",
     "PoincareConv3d",
+    "PoincareConvTranspose1d",
+    "PoincareConvTranspose2d",
+    "PoincareConvTranspose3d",
+    "PoincareDropout",
+    "PoincareDropout1d",
+    "PoincareDropout2d",
+    "PoincareDropout3d",
+    "PoincareEmbedding",
+    "PoincareFlatten",
     "PoincareLinear",
     "PoincareMLR",
+    "PoincareMaxPool1d",
+    "PoincareMaxPool2d",
+    "PoincareMaxPool3d",
     "PoincareReLU",
     "PoincareResidual",
     "init",

@@ -130,13 +130,20 @@ class BoundedModule(PoincareModule):
             self._count(h)
         return convert(h, "hyperboloid", chart, c=self.c, dim=self.dim, relu=relu)
 
+    def _emitted_from_tangent(self, u: Tensor, chart: Chart, dim: int) -> Tensor:
+        """Tangent vectors at the origin as bounded points, counted, in a chart."""
+        if self._counts is not None:
+            h = convert(u, "tangent", "hyperboloid", c=self.c, dim=dim, max_distance=self.max_distance)
+            self._count(h, dim)
+        return convert(u, "tangent", chart, c=self.c, dim=dim, max_distance=self.max_distance)
+
     @torch.no_grad()
-    def _count(self, h: Tensor) -> None:
+    def _count(self, h: Tensor, dim: int | None = None) -> None:
         if self.max_distance is None:
             radius = h.new_full((), math.sinh(DEFAULT_MAX_DISTANCE))
         else:
             radius = torch.sinh(self.c.to(h.dtype).sqrt() * self.max_distance)
-        norm = torch.linalg.vector_norm(h, dim=self.dim)
+        norm = torch.linalg.vector_norm(h, dim=self.dim if dim is None else dim)
         if self._counts is not None:
             self._counts.append(((norm >= radius * (1 - 1e-5)).sum(), norm.numel()))
 

@@ -15,7 +15,7 @@ from manifold_resnet.functional import (
     logmap0,
 )
 from manifold_resnet.functional._checks import Chart
-from manifold_resnet.functional.conv import _paddings, _per_dim, convolve
+from manifold_resnet.functional.conv import _paddings, _per_dim, check_groups, convolve
 from manifold_resnet.functional.linear import distances, transform
 from manifold_resnet.nn.base import BoundedModule
 from manifold_resnet.nn.init import initialisation
@@ -41,6 +41,8 @@ class _Hyperplanes(BoundedModule):
         init: str,
         weight_on: WeightOn,
         max_distance: float | None,
+        groups: int = 1,
+        pixels: float | None = None,
     ) -> None:
         super().__init__(ball, dim, max_distance)
         if weight_on not in ("ball", "tangent"):
@@ -48,11 +50,14 @@ class _Hyperplanes(BoundedModule):
         for name, value in (("input", inputs), ("output", outputs)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"the number of {name} channels or features must be a positive integer, got {value!r}")
+        check_groups(groups, inputs, outputs)
         self._fill = initialisation(init)
+        self._pixels = pixels
         self.init = init
+        self.groups = groups
         self.weight_on: WeightOn = weight_on
-        self._shape = (outputs, inputs, *kernel)
-        fan_in = inputs * math.prod(kernel)
+        self._shape = (outputs, inputs // groups, *kernel)
+        fan_in = math.prod(self._shape[1:])
         #: length of a normal per length of the weight's tangent vector at the origin
         self.weight_scale = 2 * math.sqrt(fan_in) if weight_on == "ball" else 1.0
         self._scale = self.weight_scale if weight_on == "ball" else None
@@ -72,7 +77,9 @@ class _Hyperplanes(BoundedModule):
     def reset_parameters(self) -> None:
         """Initialise again: normals by `init`, offsets zero."""
         normals = torch.empty(self._shape, dtype=self.weight.dtype, device=self.weight.device)
-        self.set_normals(self._fill(normals))
+        for group in normals.chunk(self.groups):
+            self._fill(group, self._pixels)
+        self.set_normals(normals)
         if self.bias is not None:
             self.bias.zero_()
 
@@ -107,16 +114,18 @@ class _Hyperplanes(BoundedModule):
         self.weight.copy_(flat)
 
     def normals(self) -> Tensor:
-        """Normals of the hyperplanes, tangent vectors at the origin, ``(out, in, *kernel)``."""
+        """Normals of the hyperplanes, tangent vectors at the origin, ``(out, in / groups, *kernel)``."""
         weight: Tensor = self.weight
         if self.weight_on == "ball":
             weight = logmap0(weight, c=self.c) * self.weight_scale
         return weight.view(self._shape)
 
     def extra_repr(self) -> str:
-        parts = [f"{self._shape[1]}, {self._shape[0]}"]
+        parts = [f"{self._shape[1] * self.groups}, {self._shape[0]}"]
         if len(self._shape) > 2:
             parts.append(f"kernel_size={self._shape[2:]}")
+        if self.groups > 1:
+            parts.append(f"groups={self.groups}")
         parts += [f"bias={self.bias is not None}", f"init={self.init!r}", f"weight_on={self.weight_on!r}"]
         return ", ".join([*parts, super().extra_repr()])
 
@@ -185,7 +194,7 @@ class PoincareLinear(_Hyperplanes):
 
 
 class PoincareMLR(_Hyperplanes):
-    """Poincaré multinomial logistic regression along the last dimension (Shimizu et al. 2021, sec. 3.1).
+    """Poincaré multinomial logistic regression (Shimizu et al. 2021, sec. 3.1).
 
     Logits are signed distances to hyperplanes, scaled by twice the length of their normals.
 
@@ -204,6 +213,8 @@ class PoincareMLR(_Hyperplanes):
     weight_on : {"ball", "tangent"}
         Keep normals as points of the ball, trained by Riemannian optimizers, or as tangent vectors at the origin (the
         paper).
+    dim : int
+        The dimension the manifold runs along: -1 for vectors, 1 to classify each pixel of images.
 
     Attributes
     ----------
@@ -231,17 +242,20 @@ class PoincareMLR(_Hyperplanes):
         bias: bool = True,
         init: str = "gaussian",
         weight_on: WeightOn = "ball",
+        dim: int = -1,
     ) -> None:
         super().__init__(
-            in_features, num_classes, (), ball=ball, dim=-1, bias=bias, init=init, weight_on=weight_on,
+            in_features, num_classes, (), ball=ball, dim=dim, bias=bias, init=init, weight_on=weight_on,
             max_distance=math.inf,
         )  # fmt: skip
         self.in_features, self.num_classes = in_features, num_classes
 
     def forward(self, x: Tensor, in_chart: Chart = "ball") -> Tensor:
-        """Map points ``(..., in_features)`` in chart `in_chart` to logits ``(..., num_classes)``."""
+        """Map points, ``in_features`` along `dim`, in chart `in_chart` to logits, ``num_classes`` along `dim`."""
         self._check_points(x, in_chart)
-        return distances(x, self.weight, self.bias, c=self.c, in_chart=in_chart, scale=self._scale)
+        return distances(
+            x, self.weight, self.bias, c=self.c, in_chart=in_chart, dim=self.dim, scale=self._scale
+        )  # fmt: skip
 
 
 class _PoincareConv(_Hyperplanes):
@@ -255,6 +269,7 @@ class _PoincareConv(_Hyperplanes):
         stride: int | Sequence[int] = 1,
         padding: int | str | Sequence[int] = 0,
         dilation: int | Sequence[int] = 1,
+        groups: int = 1,
         *,
         ball: geoopt.PoincareBall,
         bias: bool = True,
@@ -265,7 +280,7 @@ class _PoincareConv(_Hyperplanes):
         kernel = _per_dim(kernel_size, self._spatial, "kernel_size", 1)
         super().__init__(
             in_channels, out_channels, kernel, ball=ball, dim=1, bias=bias, init=init, weight_on=weight_on,
-            max_distance=max_distance,
+            max_distance=max_distance, groups=groups,
         )  # fmt: skip
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel
         self.stride = _per_dim(stride, self._spatial, "stride", 1)
@@ -278,7 +293,7 @@ class _PoincareConv(_Hyperplanes):
         self._check_points(x, in_chart)
         h = convolve(
             x, self.weight.view(self._shape), self.bias, self.stride, self.padding, self.dilation,
-            c=self.c, in_chart=in_chart, max_distance=self.max_distance, summands=2, scale=self._scale,
+            self.groups, c=self.c, in_chart=in_chart, max_distance=self.max_distance, summands=2, scale=self._scale,
         )  # fmt: skip
         return self._emitted(h, out_chart)
 
@@ -296,6 +311,9 @@ class PoincareConv2d(_PoincareConv):
         Dimensions of a pixel's ball in the input and in the output.
     kernel_size, stride, padding, dilation
         As ``torch.nn.Conv2d``. Padded pixels are the origin.
+    groups : int
+        Divides both numbers of channels: each group of output channels sees its group of input channels only, see
+        `poincare_conv2d`.
     ball : geoopt.PoincareBall
         The manifold of the inputs, the outputs and the weight.
     bias : bool
@@ -311,8 +329,9 @@ class PoincareConv2d(_PoincareConv):
     Attributes
     ----------
     weight : geoopt.ManifoldParameter
-        ``(out, fan_in)``: each row is a point p of the ball, and ``weight_scale * log0(p)`` the normal of a hyperplane
-        (`normals`). With ``weight_on="tangent"``, a plain parameter that holds the normals themselves.
+        ``(out, fan_in)``, where fan_in is in / groups times the kernel's pixels: each row is a point p of the ball, and
+        ``weight_scale * log0(p)`` the normal of a hyperplane (`normals`). With ``weight_on="tangent"``, a plain
+        parameter that holds the normals themselves.
     weight_scale : float
         ``2 sqrt(fan_in)`` on the ball. It leaves room for every length in use even where c is large, and makes the step
         of geoopt's Adam, which is of length lr for a whole row, move coordinates of normals by lr in root mean square.

@@ -33,12 +33,18 @@ from torch import Tensor
 from manifold_resnet.functional import beta_ratio
 
 
-def _factor(normals: Tensor) -> float:
-    return beta_ratio(normals.shape[1], math.prod(normals.shape[2:]))
+def _factor(normals: Tensor, pixels: float | None) -> float:
+    return beta_ratio(normals.shape[1], math.prod(normals.shape[2:]) if pixels is None else pixels)
+
+
+def _gain(normals: Tensor, pixels: float | None) -> float:
+    """Length that a normal must have for the part of it that acts on a patch to have ``0.5/s``."""
+    share = 1.0 if pixels is None else pixels / math.prod(normals.shape[2:])
+    return 0.5 / (_factor(normals, pixels) * math.sqrt(share))
 
 
 @torch.no_grad()
-def identity_(normals: Tensor) -> Tensor:
+def identity_(normals: Tensor, pixels: float | None = None) -> Tensor:
     """Fill with a Dirac kernel of length ``0.5/s`` that passes channels on unchanged.
 
     Parameters
@@ -46,6 +52,9 @@ def identity_(normals: Tensor) -> Tensor:
     normals : Tensor
         Hyperplane normals ``(out, in, *kernel)``, filled in place. With more outputs than inputs the channels repeat,
         shortened so that the norm is preserved; with fewer, the last ones are left out.
+    pixels : float, optional
+        How many pixels a patch has on average. None: as many as the kernel. In transposed convolutions with strides
+        fewer pixels than the kernel has taps reach an output pixel.
 
     Returns
     -------
@@ -53,7 +62,7 @@ def identity_(normals: Tensor) -> Tensor:
         `normals`.
     """
     outputs, inputs, *kernel = normals.shape
-    gain = 0.5 / _factor(normals) * min(1.0, math.sqrt(inputs / outputs))
+    gain = 0.5 / _factor(normals, pixels) * min(1.0, math.sqrt(inputs / outputs))
     center = tuple(k // 2 for k in kernel)
     normals.zero_()
     for k in range(outputs):
@@ -62,33 +71,33 @@ def identity_(normals: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def paper_(normals: Tensor) -> Tensor:
+def paper_(normals: Tensor, pixels: float | None = None) -> Tensor:
     """Fill with half the identity matrix over the flattened patch, as the authors do. In place, as `identity_`."""
     return normals.copy_(0.5 * torch.eye(normals.shape[0], normals[0].numel()).view_as(normals))
 
 
 @torch.no_grad()
-def normal_(normals: Tensor) -> Tensor:
+def normal_(normals: Tensor, pixels: float | None = None) -> Tensor:
     """Fill with the Gaussian of Hyperbolic Neural Networks++. In place; shape as `identity_`."""
     return normals.normal_(0, (2 * normals[0].numel() * normals.shape[0]) ** -0.5)
 
 
 @torch.no_grad()
-def gaussian_(normals: Tensor) -> Tensor:
+def gaussian_(normals: Tensor, pixels: float | None = None) -> Tensor:
     """Fill with a Gaussian that preserves mean squares in expectation. In place; shape as `identity_`."""
-    return normals.normal_(0, 0.5 / (_factor(normals) * math.sqrt(normals[0].numel())))
+    return normals.normal_(0, _gain(normals, pixels) / math.sqrt(normals[0].numel()))
 
 
 @torch.no_grad()
-def orthogonal_(normals: Tensor) -> Tensor:
+def orthogonal_(normals: Tensor, pixels: float | None = None) -> Tensor:
     """Fill with orthogonal rows (columns, if there are more rows) of length ``0.5/s``. In place, as `identity_`."""
     outputs, fan_in = normals.shape[0], normals[0].numel()
-    gain = 0.5 / _factor(normals) * max(1.0, math.sqrt(outputs / fan_in))
+    gain = _gain(normals, pixels) * max(1.0, math.sqrt(outputs / fan_in))
     flat = torch.nn.init.orthogonal_(torch.empty(outputs, fan_in, dtype=normals.dtype), gain)
     return normals.copy_(flat.view_as(normals))
 
 
-INITIALISATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+INITIALISATIONS: dict[str, Callable[..., Tensor]] = {
     "identity": identity_,
     "paper": paper_,
     "normal": normal_,
@@ -97,7 +106,7 @@ INITIALISATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def initialisation(name: str) -> Callable[[Tensor], Tensor]:
+def initialisation(name: str) -> Callable[..., Tensor]:
     """The function that fills normals, by name.
 
     Raises

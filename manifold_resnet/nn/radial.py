@@ -37,10 +37,7 @@ class ExpMap0(BoundedModule):
 
     def forward(self, u: Tensor, out_chart: Chart = "ball") -> Tensor:
         """Map tangent vectors at the origin along `dim` to points in chart `out_chart`, same shape."""
-        if self._counts is not None:
-            bounded = convert(u, "tangent", "hyperboloid", c=self.c, dim=self.dim, max_distance=self.max_distance)
-            self._count(bounded)
-        return convert(u, "tangent", out_chart, c=self.c, dim=self.dim, max_distance=self.max_distance)
+        return self._emitted_from_tangent(u, out_chart, self.dim)
 
 
 class LogMap0(PoincareModule):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
@@ -88,6 +89,8 @@ class Operation:
         How the result scales with a length.
     pointwise
         Rows of the first dimension do not depend on each other.
+    adapt
+        Makes a function of tensors that returns a tensor of one that takes or returns several.
     """
 
     name: str
@@ -98,6 +101,7 @@ class Operation:
     returns: str = "point"
     power: int = 1
     pointwise: bool = True
+    adapt: Callable[[Callable[..., Any]], Callable[..., Tensor]] = lambda function: function
 
     def __str__(self) -> str:
         return f"{self.name}-{self.label}" if self.label else self.name
@@ -107,10 +111,10 @@ class Operation:
         return [arg.make(g, c) for arg in self.args]
 
     def fast(self, *tensors: Tensor, c: Tensor | float, **kwargs: Any) -> Tensor:
-        return getattr(functional, self.name)(*tensors, c=c, **(self.kwargs | kwargs))
+        return self.adapt(getattr(functional, self.name))(*tensors, c=c, **(self.kwargs | kwargs))
 
     def naive(self, *tensors: Tensor, c: Tensor | float) -> Tensor:
-        return getattr(naive, self.name)(*tensors, c=c, **self.kwargs)
+        return self.adapt(getattr(naive, self.name))(*tensors, c=c, **self.kwargs)
 
     @property
     def bounded(self) -> bool:
@@ -194,6 +198,7 @@ CHARTS = [
 LINEAR = [
     Operation("poincare_mlr", (P(6, 4), NORMALS, OFFSETS), returns="number"),
     Operation("poincare_mlr", (P(2, 3, 4), NORMALS), label="no_bias", returns="number"),
+    Operation("poincare_mlr", (P(2, 4, 3, dim=1), NORMALS, OFFSETS), {"dim": 1}, label="dim", returns="number"),
     Operation("poincare_linear", (P(6, 4), NORMALS, OFFSETS)),
     Operation("poincare_linear", (P(2, 3, 4), NORMALS), label="no_bias"),
     Operation("poincare_linear", (P(6, 4), NORMALS, OFFSETS), {"max_distance": 1.0}, label="max_distance"),
@@ -215,6 +220,39 @@ LINEAR = [
         "poincare_conv",
         (P(2, 2, 3, 3, 4, dim=1), Arg("normal", (3, 2, 2, 1, 3)), Arg("offset", (3,))),
         {},
+        "3d",
+    ),
+    *(
+        Operation("poincare_conv", (P(2, inputs, *size, dim=1), Arg("normal", weight), *offsets), kwargs, label)
+        for inputs, size, weight, offsets, kwargs, label in (
+            (6, (5,), (4, 3, 3), (Arg("offset", (4,)),), {"groups": 2, "padding": "same", "dilation": 2}, "1d-groups"),
+            (4, (5, 4), (8, 1, 3, 2), (), {"groups": 4, "stride": 2, "padding": (1, 0)}, "2d-depthwise"),
+            (4, (2, 3, 3), (2, 2, 2, 1, 3), (Arg("offset", (2,)),), {"groups": 2, "max_distance": 1.0}, "3d-groups"),
+        )
+    ),
+    Operation(
+        "poincare_conv_transpose",
+        (P(2, 3, 4, dim=1), Arg("normal", (4, 3, 3)), Arg("offset", (4,))),
+        {"stride": 2, "padding": 1, "output_padding": 1},
+        "1d",
+    ),
+    Operation("poincare_conv_transpose2d", (P(2, 3, 2, 3, dim=1), KERNEL, Arg("offset", (4,)))),
+    Operation(
+        "poincare_conv_transpose2d",
+        (P(2, 3, 3, 2, dim=1), Arg("normal", (4, 3, 2, 4))),
+        {"stride": (3, 2), "padding": (0, 1)},
+        label="no_bias",
+    ),
+    Operation(
+        "poincare_conv_transpose2d",
+        (P(2, 4, 3, 2, dim=1), Arg("normal", (6, 2, 2, 3)), Arg("offset", (6,))),
+        {"stride": 2, "dilation": (1, 3), "output_padding": (0, 2), "groups": 2, "max_distance": 1.0},
+        label="groups",
+    ),
+    Operation(
+        "poincare_conv_transpose",
+        (P(2, 2, 2, 1, 2, dim=1), Arg("normal", (3, 2, 2, 1, 3)), Arg("offset", (3,))),
+        {"stride": (2, 1, 1)},
         "3d",
     ),
 ]
@@ -298,6 +336,35 @@ LAYERS = [
     ),
     Operation("poincare_adaptive_avg_pool2d", (P(2, 3, 5, 6, dim=1),), {"output_size": 1}),
     Operation("poincare_adaptive_avg_pool2d", (P(2, 3, 5, 6, dim=1),), {"output_size": (3, 4)}, "uneven"),
+]
+LAYERS += [
+    Operation(f"poincare_max_pool{len(size)}d", (P(2, 3, *size, dim=1),), kwargs, label)
+    for size, kwargs, label in (
+        ((7,), {"kernel_size": 2, "dilation": 2, "stride": 1}, ""),
+        ((5, 6), {"kernel_size": 2}, ""),
+        ((5, 6), {"kernel_size": (3, 2), "stride": (2, 3), "padding": 1, "ceil_mode": True}, "ceil"),
+        ((2, 3, 4), {"kernel_size": (1, 3, 2), "padding": (0, 1, 1)}, ""),
+    )
+]
+
+
+def _joined(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *points, **options: function(points, **options)
+
+
+def _listed(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:
+    return lambda x, **options: torch.cat(function(x, **options), options.get("dim", -1))
+
+
+LAYERS += [
+    Operation("beta_concatenate", (P(2, 3, 4),), {}, "tensor"),
+    Operation("beta_concatenate", (P(5, 4), P(5, 1), P(5, 2)), adapt=_joined),
+    Operation("beta_concatenate", (P(2, 4, 3, dim=1), P(2, 2, 3, dim=1)), {"dim": 1}, "dim", adapt=_joined),
+    Operation("beta_concatenate", (P(5, 4), P(5, 1)), {"max_distance": 1.0}, "max_distance", adapt=_joined),
+    Operation("beta_split", (P(5, 6, distance=2.0),), {"sizes": 2}, adapt=_listed, returns="vector"),
+    Operation("beta_split", (P(2, 6, 3, dim=1),), {"sizes": (4, 2), "dim": 1}, "dim", adapt=_listed, returns="vector"),
+    Operation("poincare_flatten", (P(3, 4, 2, 2, dim=1, distance=3.0),)),
+    Operation("poincare_flatten", (P(3, 2, 4, 2, dim=2),), {"start_dim": 1, "end_dim": 2, "dim": 2}, "pixels_first"),
 ]
 OPERATIONS = [*BALL, *CHARTS, *LINEAR, *MEANS, *NORM, *LAYERS]
 

@@ -1,6 +1,7 @@
 """Every operation equals the plain composition of geoopt calls, in value and in all gradients."""
 
 import functools
+import math
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from helpers import (
     points,
     value_and_gradients,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from operations import LAYERS, LINEAR, NORM, OPERATIONS, Arg, Operation, P, curvature, operation, scaled
 
@@ -68,14 +69,18 @@ def in_charts(op, in_chart, out_chart):
     """A layer on ball points that converts them, runs in other charts, and converts the result."""
     options = {"in_chart": in_chart} | ({"out_chart": out_chart} if out_chart else {})
     dim = op.args[0].dim
+    vectors = sum(arg.is_vector for arg in op.args) if op.name == "beta_concatenate" else 1
+    out_dim = op.kwargs.get("start_dim", dim)
 
     def layer(x, *rest, c):
+        others = [convert(y, "ball", in_chart, c=c, dim=dim) for y in rest[: vectors - 1]]
+        rest = (*others, *rest[vectors - 1 :])
         if op.name == "mobius_residual":
             shortcut_chart = CHARTS[(CHARTS.index(in_chart) + 1) % 3]
             options["shortcut_chart"] = shortcut_chart
             rest = (convert(rest[0], "ball", shortcut_chart, c=c, dim=dim),)
         y = op.fast(convert(x, "ball", in_chart, c=c, dim=dim), *rest, c=c, **options)
-        return convert(y, out_chart, "ball", c=c, dim=dim) if out_chart else y
+        return convert(y, out_chart, "ball", c=c, dim=out_dim) if out_chart else y
 
     return layer
 
@@ -100,7 +105,7 @@ def test_charts_of_numbers(op, in_chart):
 
 @st.composite
 def convolutions(draw):
-    """A convolution of random geometry in 1 to 3 dimensions, with an input that it fits."""
+    """A convolution, transposed or not, of random geometry in 1 to 3 dimensions, with an input that it fits."""
     n = draw(st.integers(1, 3))
 
     def sizes(least, most):
@@ -111,18 +116,32 @@ def convolutions(draw):
         max(d * (k - 1) + 1 - 2 * p, 1) + e for k, p, d, e in zip(kernel, padding, dilation, extra, strict=True)
     )
     batch, inputs, outputs = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    args = (P(batch, inputs, *image, dim=1), Arg("normal", (outputs, inputs, *kernel)))
+    groups = draw(st.integers(1, 3))
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    transposed = draw(st.booleans())
+    if transposed:
+        image = tuple(
+            max(math.ceil((2 * p - d * (k - 1)) / s), 0) + 1 + e
+            for k, s, p, d, e in zip(kernel, stride, padding, dilation, extra, strict=True)
+        )
+        options["output_padding"] = tuple(
+            draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)
+        )
+    args = (P(batch, groups * inputs, *image, dim=1), Arg("normal", (groups * outputs, inputs, *kernel)))
     if draw(st.booleans()):
-        args += (Arg("offset", (outputs,)),)
-    return Operation("poincare_conv", args, {"stride": stride, "padding": padding, "dilation": dilation})
+        args += (Arg("offset", (groups * outputs,)),)
+    return Operation(f"poincare_conv{'_transpose' * transposed}", args, options)
 
 
+@settings(max_examples=50)
 @given(convolutions(), st.sampled_from([0.1, 1.0, 10.0]), st.integers(0, 1000))
 def test_convolution_geometry(op, c, seed):
-    tensors = op.tensors(c, seed)
+    x, weight, *bias = tensors = op.tensors(c, seed)
     assert_equal_with_gradients(op.fast, op.naive, tensors, c)
-    conv = getattr(torch, f"conv{tensors[0].ndim - 2}d")
-    assert op.fast(*tensors, c=c).shape == conv(*tensors, **op.kwargs).shape
+    if "transpose" in op.name:  # torch has inputs first
+        weight = torch.cat([w.transpose(0, 1) for w in weight.chunk(op.kwargs["groups"])])
+    conv = getattr(torch, f"{op.name.removeprefix('poincare_')}{x.ndim - 2}d")
+    assert op.fast(*tensors, c=c).shape == conv(x, weight, *bias, **op.kwargs).shape
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])

@@ -23,6 +23,10 @@ def make(kind, max_distance, dtype=torch.float64):
         layer = nn.PoincareLinear(3, 4, **options)
     elif kind == "conv":
         layer = nn.PoincareConv2d(3, 4, 3, padding=1, **options)
+    elif kind == "conv_transpose":
+        layer = nn.PoincareConvTranspose2d(3, 4, 4, 2, 1, **options)
+    elif kind == "flatten":
+        return nn.PoincareFlatten(**options)
     elif kind.startswith("norm"):
         return nn.PoincareBatchNorm2d(3, scale=kind[5:], **options)
     elif kind == "residual":
@@ -43,7 +47,7 @@ def inputs(kind):
     return (x, x) if kind == "residual" else (x,)
 
 
-KINDS = ["linear", "conv", "norm-scalar", "norm-channel", "residual", "expmap0"]
+KINDS = ["linear", "conv", "conv_transpose", "flatten", "norm-scalar", "norm-channel", "residual", "expmap0"]
 bounded = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -74,7 +78,7 @@ def test_default_bound(kind):
     if "norm" in kind:
         with torch.no_grad():
             layer.log_scale.fill_(5.0)
-    elif kind in ("linear", "conv"):
+    elif kind in ("linear", "conv", "conv_transpose"):
         with torch.no_grad():
             layer.set_normals(5 * layer.normals())
     for factor in (1.0, 3.0):

@@ -13,6 +13,14 @@ from helpers import assert_close, generator, points
 
 from manifold_resnet import nn
 
+
+class Lookup(nn.PoincareEmbedding):
+    """As many points as there are inputs."""
+
+    def forward(self, x):
+        return super().forward(torch.arange(len(x)), out_chart="tangent")
+
+
 LAYERS = {
     "linear": (lambda ball: nn.PoincareLinear(4, 5, ball=ball), (6, 4)),
     "linear-tangent": (lambda ball: nn.PoincareLinear(4, 5, ball=ball, weight_on="tangent", bias=False), (6, 4)),
@@ -20,6 +28,10 @@ LAYERS = {
     "conv1d": (lambda ball: nn.PoincareConv1d(4, 5, 3, padding="same", ball=ball), (2, 4, 5)),
     "conv2d": (lambda ball: nn.PoincareConv2d(4, 5, 3, padding=1, ball=ball, max_distance=3.0), (2, 4, 3, 3)),
     "conv3d": (lambda ball: nn.PoincareConv3d(4, 5, 2, ball=ball), (2, 4, 2, 3, 2)),
+    "conv2d-groups": (lambda ball: nn.PoincareConv2d(4, 6, 3, groups=2, ball=ball), (2, 4, 3, 3)),
+    "conv_transpose1d": (lambda ball: nn.PoincareConvTranspose1d(4, 5, 2, stride=2, ball=ball), (2, 4, 3)),
+    "conv_transpose2d": (lambda ball: nn.PoincareConvTranspose2d(4, 6, 3, groups=2, ball=ball), (2, 4, 2, 2)),
+    "embedding": (lambda ball: Lookup(8, 3, padding_idx=0, ball=ball), (6, 4)),
     "norm1d": (lambda ball: nn.PoincareBatchNorm1d(4, ball=ball, mean="frechet"), (6, 4)),
     "norm2d": (lambda ball: nn.PoincareBatchNorm2d(4, ball=ball, scale="scalar"), (2, 4, 3, 3)),
     "norm3d": (lambda ball: nn.PoincareBatchNorm3d(4, ball=ball, affine=False), (2, 4, 2, 3, 2)),
@@ -30,7 +42,12 @@ LAYERS = {
             nn.PoincareBatchNorm2d(4, ball=ball),
             nn.PoincareReLU(ball=ball),
             nn.PoincareAvgPool2d(2, ball=ball),
-            nn.LogMap0(ball=ball, dim=1),
+            nn.PoincareConvTranspose2d(4, 4, 2, stride=2, ball=ball),
+            nn.PoincareMaxPool2d(2, ball=ball),
+            nn.PoincareDropout2d(0.0, ball=ball),
+            nn.PoincareFlatten(ball=ball),
+            nn.PoincareDropout(0.0, ball=ball),
+            nn.PoincareMLR(16, 3, ball=ball),
         ),
         (2, 4, 4, 4),
     ),
@@ -79,7 +96,7 @@ def assert_manifolds(module, like=None):
             if isinstance(p, geoopt.ManifoldParameter):
                 assert p.manifold is m.ball is ball
                 assert p.manifold.check_point_on_manifold(p)
-            if n == "weight" and m.weight_on == "ball":
+            if n == "weight" and getattr(m, "weight_on", "ball") == "ball":
                 assert isinstance(p, geoopt.ManifoldParameter)
             if n == "bias" and "Norm" in type(m).__name__ and p is not None:
                 assert isinstance(p, geoopt.ManifoldParameter)

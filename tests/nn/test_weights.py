@@ -27,6 +27,12 @@ LAYERS = {
     "conv1d": (lambda ball, **kw: nn.PoincareConv1d(3, 4, 3, ball=ball, **kw), (2, 3, 6), 1),
     "conv2d": (lambda ball, **kw: nn.PoincareConv2d(3, 4, 3, ball=ball, **kw), (2, 3, 4, 4), 1),
     "conv3d": (lambda ball, **kw: nn.PoincareConv3d(3, 4, (1, 3, 2), ball=ball, **kw), (2, 3, 2, 3, 3), 1),
+    "conv2d-groups": (lambda ball, **kw: nn.PoincareConv2d(4, 6, 3, groups=2, ball=ball, **kw), (2, 4, 4, 4), 1),
+    "conv_transpose2d": (
+        lambda ball, **kw: nn.PoincareConvTranspose2d(4, 4, 4, 2, 1, groups=2, ball=ball, **kw),
+        (2, 4, 2, 2),
+        1,
+    ),
 }
 NORMS = {
     "norm1d": (lambda ball, **kw: nn.PoincareBatchNorm1d(4, ball=ball, **kw), (8, 4), -1),
