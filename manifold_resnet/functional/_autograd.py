@@ -24,7 +24,8 @@ def differentiable(
 
     Only inputs (and outputs, on request) are kept for the backward pass. Because `backward` is made of
     differentiable torch operations on those, double backward and the reverse-mode transforms of ``torch.func``
-    come for free, as long as it uses auxiliary outputs only while gradients are not recorded.
+    come for free, as long as it uses auxiliary outputs only while gradients are not recorded. In forward mode, torch
+    differentiates `forward` itself.
 
     Parameters
     ----------
@@ -72,6 +73,24 @@ def differentiable(
             gradients = backward(grad, ctx.needs_input_grad, *ctx.saved_tensors, *ctx.static)
         return *gradients, *(None,) * len(ctx.static)
 
+    def setup_any_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_forward(*inputs[:tensors])
+        setup_context(ctx, inputs, output)
+
+    def push_forward(ctx: Any, *tangents: Tensor | None) -> Any:
+        """Forward mode: by torch, through the plain forward function."""
+        static, primals = ctx.static, ctx.saved_tensors[:tensors]
+        moving = [i for i, t in enumerate(tangents[:tensors]) if t is not None]
+
+        def of_moving(*values: Tensor) -> Any:
+            args = list(primals)
+            for i, value in zip(moving, values, strict=True):
+                args[i] = value
+            return compute(*args, *static)
+
+        _, out = torch.func.jvp(of_moving, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving))
+        return (*out[:-auxiliary], *(None,) * auxiliary) if auxiliary else out
+
     def compute_with_context(ctx: Any, *args: Any) -> Any:
         output = compute(*args)
         setup_context(ctx, args, output)
@@ -84,7 +103,8 @@ def differentiable(
         members["generate_vmap_rule"] = "setup_context" in members
         return type(torch.autograd.Function)(forward.__name__.strip("_"), (torch.autograd.Function,), members)
 
-    transformable = node({"forward": compute, "setup_context": setup_context})
+    traceable = node({"forward": compute, "setup_context": setup_context})  # torch.compile refuses forward mode
+    transformable = node({"forward": compute, "setup_context": setup_any_context, "jvp": push_forward})
     # torch binds the arguments of a function with a context of its own to its signature, at each call and slowly
     plain = node({"forward": compute_with_context})
 
@@ -92,7 +112,9 @@ def differentiable(
         compiling = torch.compiler.is_compiling()
         if compiling and not torch.is_grad_enabled():  # inside another node, where torch 2.14 cannot trace a second one
             return compute(*args)
-        if compiling or torch._C._are_functorch_transforms_active():
+        if compiling:
+            return traceable.apply(*args)
+        if torch._C._are_functorch_transforms_active():
             return transformable.apply(*args)
         if not torch.is_grad_enabled():
             return compute(*args)

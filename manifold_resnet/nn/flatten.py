@@ -55,8 +55,8 @@ class PoincareFlatten(BoundedModule):
     def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
         """Map points along `dim` to points along `start_dim`, by default ``(batch, C, ...)`` to ``(batch, -1)``."""
         check_chart(out_chart, "out_chart")
-        self._check_points(x, in_chart)
         v, start = flatten_tangent(x, self.start_dim, self.end_dim, c=self.c, dim=self.dim, in_chart=in_chart)
+        self._check_points(x, in_chart)
         return self._emitted_from_tangent(v, out_chart, start)
 
     def extra_repr(self) -> str:

@@ -1,0 +1,85 @@
+"""The transforms of `torch.func` over every layer: per-sample gradients, Jacobians, second derivatives."""
+
+import torch
+from layers import every_layer
+from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
+
+C = 0.7
+
+
+def parameters(layer):
+    """All of them, c included, as plain tensors."""
+    return {n: p.detach().as_subclass(torch.Tensor).clone() for n, p in layer.named_parameters()}
+
+
+def prepared(kind):
+    """A layer in evaluation (batch norms would mix samples; dropout stays on), its parameters and inputs."""
+    layer = kind.layer(C)
+    if "dropout" not in kind.label:
+        layer.eval()
+    return layer, parameters(layer), kind.x(C)
+
+
+def assert_equal(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name in actual:
+        torch.testing.assert_close(
+            actual[name], expected[name], rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@every_layer
+def test_per_sample_gradients(kind):
+    """`vmap(grad(loss))` over samples is the loop over samples, for every parameter."""
+    layer, params, inputs = prepared(kind)
+
+    def loss(params, *x):
+        out = functional_call(layer, params, tuple(t.unsqueeze(0) for t in x))
+        return (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum()
+
+    in_dims = (None, *[0] * len(inputs))
+    gradients = vmap(grad(loss), in_dims=in_dims, randomness="same")(params, *inputs)
+    for i in range(len(inputs[0])):
+        leaves = {n: p.clone().requires_grad_() for n, p in params.items()}
+        value = loss(leaves, *(x[i] for x in inputs))
+        one = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+        assert_equal({n: g[i] for n, g in gradients.items()}, dict(zip(leaves, one, strict=True)))
+
+
+@every_layer
+def test_jacobians(kind):
+    """`jacrev` and `jacfwd` are the Jacobian of autograd, for the inputs and every parameter."""
+    layer, params, inputs = prepared(kind)
+    arguments = {"x": inputs[0][:1], **params}
+    rest = [x[:1] for x in inputs[1:]]
+
+    def function(arguments):
+        arguments = dict(arguments)
+        y = functional_call(layer, arguments, (arguments.pop("x"), *rest)).flatten()
+        return y[:: max(len(y) // 6, 1)]
+
+    leaves = {n: t.clone().requires_grad_() for n, t in arguments.items()}
+    rows = [
+        torch.autograd.grad(y, list(leaves.values()), retain_graph=True, materialize_grads=True)
+        for y in function(leaves)
+    ]
+    expected = {n: torch.stack(column) for n, column in zip(leaves, zip(*rows, strict=True), strict=True)}
+    assert_equal(jacrev(function)(arguments), expected)
+    assert_equal(jacfwd(function, randomness="same")(arguments), expected)
+
+
+@every_layer
+def test_second_derivatives(kind):
+    """Hessian-vector products: forward over reverse mode and reverse over reverse are autograd's."""
+    layer, _, inputs = prepared(kind)
+
+    def function(x):
+        return layer(x, *[t[:1] for t in inputs[1:]]).sin().sum()
+
+    x = inputs[0][:1]
+    v = torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)
+    _, expected = torch.autograd.functional.hvp(function, x, v)
+    _, forward = jvp(grad(function), (x,), (v,))
+    reverse = grad(lambda x: (grad(function)(x) * v).sum())(x)
+    torch.testing.assert_close(forward, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(reverse, expected, rtol=1e-9, atol=1e-9)
