@@ -1,14 +1,12 @@
 r"""Transposed Poincaré convolution: upsampling by one ordinary transposed convolution and radial scalars.
 
-An output pixel is a Poincaré fully connected layer over the beta-concatenation of the input pixels that reach it. How
-many do depends on the output pixel, where the stride is larger than one. So that all output pixels are computed alike,
-the concatenation's factor is that of the average number of them, :math:`k=\prod_i\max(k_i/s_i, 1)` for a kernel of
-:math:`k_i` pixels and a stride of :math:`s_i` per dimension; pixels that are missing (at the borders, or because a tap
-falls between pixels) are the origin. Where the stride divides the kernel and no dilation interferes, exactly
-:math:`k` pixels reach every output pixel away from the borders.
-
-It is the convolution with stride one and the mirrored kernel of the input with ``stride - 1`` origins put between its
-pixels, but for the factor: that one's counts the origins as pixels.
+The window of an output pixel holds, for each tap of the kernel, the input pixel that the tap carries there, or the
+origin if there is none: at the borders, and between pixels where the stride is larger than one. An output pixel is a
+Poincaré fully connected layer over the beta-concatenation of its window. So it is a convolution with stride one and the
+mirrored kernel of the input with ``stride - 1`` origins put between its pixels; but the concatenation's factor counts
+pixels that reach an output pixel, not the origins in between. So that all output pixels are computed alike, it counts
+their average number, :math:`k=\prod_i\max(k_i/s_i, 1)` for a kernel of :math:`k_i` pixels and a stride of :math:`s_i`
+per dimension: the exact one away from the borders where the stride divides the kernel and no dilation interferes.
 
 References
 ----------
@@ -32,7 +30,10 @@ from manifold_resnet.functional.linear import check_offsets, check_same_dtype
 
 def average_pixels(kernel: Sequence[int], stride: Sequence[int]) -> float:
     """How many input pixels reach an output pixel of a transposed convolution, on average; at least one."""
-    return math.prod(max(k / s, 1.0) for k, s in zip(kernel, stride, strict=True))
+    pixels = 1.0
+    for k, s in zip(kernel, stride, strict=True):
+        pixels *= max(k / s, 1.0)
+    return pixels
 
 
 def check_output_padding(output_padding: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> None:
@@ -153,7 +154,8 @@ def poincare_conv_transpose2d(
 ) -> Tensor:
     r"""Transposed Poincaré 2D convolution.
 
-    An output pixel is a Poincaré fully connected layer over the beta-concatenation of the input pixels that reach it.
+    An output pixel is a Poincaré fully connected layer over the beta-concatenation of its window: for each tap of the
+    kernel the input pixel that the tap carries there, or the origin if there is none.
 
     Parameters
     ----------
@@ -180,8 +182,9 @@ def poincare_conv_transpose2d(
         Images of points, ``(batch, out_channels, H_out, W_out)`` with ``H_out = (H - 1) * stride - 2 * padding +
         dilation * (kH - 1) + output_padding + 1``. In the flat limit, twice the Euclidean transposed convolution with
         ``s * weight``, where ``s`` is `beta_ratio` of ``in_channels / groups`` channels and of the average number
-        ``max(kH / stride, 1) * max(kW / stride, 1)`` of pixels that reach an output pixel. Pixels that are missing from
-        that number are the origin, and so is an output pixel that none reaches, but for the offsets.
+        ``max(kH / stride, 1) * max(kW / stride, 1)`` of input pixels that reach an output pixel. The length of a normal
+        is that of its whole row, all taps. An output pixel that no input pixel reaches is the origin, but for the
+        offsets.
 
     Raises
     ------

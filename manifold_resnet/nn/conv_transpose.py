@@ -66,9 +66,10 @@ class _PoincareConvTranspose(_Hyperplanes):
 class PoincareConvTranspose2d(_PoincareConvTranspose):
     """Transposed Poincaré 2D convolution over images of points along dimension 1.
 
-    An output pixel is a Poincaré fully connected layer over the beta-concatenation of the input pixels that reach it.
-    The concatenation counts as many pixels as reach an output pixel on average, ``max(kernel_size / stride, 1)`` per
-    dimension, missing ones being the origin; see `manifold_resnet.functional.poincare_conv_transpose2d`.
+    An output pixel is a Poincaré fully connected layer over the beta-concatenation of its window: for each tap of the
+    kernel the input pixel that the tap carries there, or the origin if there is none. The concatenation's factor counts
+    as many pixels as reach an output pixel on average, ``max(kernel_size / stride, 1)`` per dimension; see
+    `manifold_resnet.functional.poincare_conv_transpose2d`.
 
     Parameters
     ----------

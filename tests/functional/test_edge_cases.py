@@ -233,10 +233,14 @@ def test_autocast_leaves_the_geometry_alone():
     g = generator()
     x, y = points(g, 6, 4, c=1.0).float(), points(g, 6, 4, c=1.0).float()
     z = 0.2 * torch.randn(5, 4, generator=g)
+    images, kernel = points(g, 2, 4, 5, 5, c=1.0, dim=1).float(), 0.2 * torch.randn(6, 2, 3, 3, generator=g)
     layers = {
         0.0: [lambda: F.mobius_add(x, y, c=1.0), lambda: F.dist(x, y, c=1.0), lambda: F.midpoint(x, c=1.0)]
-        + [lambda: F.midpoint_batch_norm(x, c=1.0), lambda: F.logmap0(x, c=1.0)],
-        2e-2: [lambda: F.poincare_linear(x, z, c=1.0), lambda: F.poincare_mlr(x, z, c=1.0)],
+        + [lambda: F.midpoint_batch_norm(x, c=1.0), lambda: F.logmap0(x, c=1.0)]
+        + [lambda: F.poincare_max_pool2d(images, 2, c=1.0), lambda: F.poincare_flatten(images, c=1.0)],
+        2e-2: [lambda: F.poincare_linear(x, z, c=1.0), lambda: F.poincare_mlr(x, z, c=1.0)]
+        + [lambda: F.poincare_conv2d(images, kernel, groups=2, c=1.0)]
+        + [lambda: F.poincare_conv_transpose2d(images, kernel, stride=2, groups=2, c=1.0)],
     }
     for tolerance, functions in layers.items():
         for function in functions:
@@ -411,6 +415,29 @@ KERNEL = torch.ones(4, 3, 3, 3)
         (lambda: F.poincare_conv2d(IMAGES, KERNEL, padding=(1, 1, 1), c=1.0), "padding"),
         (lambda: F.poincare_conv2d(IMAGES, KERNEL, padding="full", c=1.0), "padding.*full"),
         (lambda: F.poincare_conv2d(IMAGES, KERNEL, stride=2, padding="same", c=1.0), "same.*stride"),
+        (lambda: F.poincare_conv2d(IMAGES, KERNEL, groups=3, c=1.0), r"groups .*\(9\).*\(4\).*got 3"),
+        (lambda: F.poincare_conv2d(IMAGES, KERNEL, groups=2, c=1.0), r"x .*6.*2 groups.*\(2, 3, 6, 6\)"),
+        (lambda: F.poincare_conv2d(IMAGES, KERNEL, groups=0, c=1.0), "groups .*0"),
+        (lambda: F.poincare_mlr(IMAGES, torch.zeros(5, 4), dim=1, c=1.0), r"4 features in dim=1.*\(2, 3, 6, 6\)"),
+        (lambda: F.poincare_conv_transpose(X, KERNEL, c=1.0), r"x .*\(5, 4\)"),
+        (lambda: F.poincare_conv_transpose2d(IMAGES, torch.ones(4, 3, 3), c=1.0), r"weight.*\(4, 3, 3\)"),
+        (lambda: F.poincare_conv_transpose2d(IMAGES, KERNEL, torch.zeros(3), c=1.0), r"bias.*\(4,\).*\(3,\)"),
+        (lambda: F.poincare_conv_transpose2d(IMAGES, KERNEL, padding=5, c=1.0), r"padding \(5, 5\).*\(6, 6\)"),
+        (lambda: F.poincare_conv_transpose2d(IMAGES, KERNEL, output_padding=1, c=1.0), r"output_padding.*\(1, 1\)"),
+        (lambda: F.poincare_conv_transpose2d(IMAGES, KERNEL, c=1.0, out_chart="klein"), "klein"),
+        (lambda: F.poincare_max_pool2d(X, 2, c=1.0), r"\(5, 4\)"),
+        (lambda: F.poincare_max_pool2d(IMAGES, 7, c=1.0), r"\(2, 3, 6, 6\)"),
+        (lambda: F.poincare_max_pool2d(IMAGES, 2, padding=2, c=1.0), r"\(2, 3, 6, 6\).*pad"),
+        (lambda: F.poincare_flatten(IMAGES, 2, 3, c=1.0), r"enclose dim=1.* got 2 and 3"),
+        (lambda: F.poincare_flatten(IMAGES, 1, 4, c=1.0), r"end_dim=4.*\(2, 3, 6, 6\)"),
+        (lambda: F.beta_concatenate([], c=1.0), "points"),
+        (lambda: F.beta_concatenate([X, X[0]], c=1.0), r"\(5, 4\), \(4,\)"),
+        (lambda: F.beta_concatenate([X, X[:3]], c=1.0), r"equal shapes.*\(5, 4\), \(3, 4\)"),
+        (lambda: F.beta_concatenate(X, dim=0, c=1.0), r"\(\.\.\., k, n\).*dim=0"),
+        (lambda: F.beta_split(X, 3, c=1.0), "4 dimensions.*got 3"),
+        (lambda: F.beta_split(X, [3, 2], c=1.0), r"4 dimensions.*got \[3, 2\]"),
+        (lambda: F.poincare_dropout(X, 2.0, c=1.0), "p must be a probability.*2"),
+        (lambda: F.poincare_dropout(X, c=1.0, channelwise=True, dim=0), r"\(5, 4\) along dim=0"),
         (lambda: F.midpoint(X, c=1.0, reducedim=1), "reducedim"),
         (lambda: F.midpoint(X, torch.ones(4), c=1.0), r"weights.*\(5,\).*\(4,\)"),
         (lambda: F.frechet_mean(X, torch.ones(4), c=1.0), r"weights.*\(5,\).*\(4,\)"),
@@ -433,7 +460,10 @@ def test_wrong_calls_say_what_is_wrong(call, message):
         call()
 
 
-@pytest.mark.parametrize("name", ["expmap0", "logmap0", "lambda_x", "project", "poincare_relu", "midpoint"])
+@pytest.mark.parametrize(
+    "name",
+    ["expmap0", "logmap0", "lambda_x", "project", "poincare_relu", "midpoint", "poincare_dropout", "poincare_flatten"],
+)
 def test_wrong_types_say_what_is_wrong(name):
     function = getattr(F, name)
     with pytest.raises(TypeError, match=r"x|u|int64"):

@@ -1,8 +1,11 @@
-"""The transforms of `torch.func` over every layer: per-sample gradients, Jacobians, second derivatives."""
+"""The transforms of `torch.func` over every layer: per-sample gradients, Jacobians, second derivatives; compiling."""
 
 import torch
-from layers import every_layer
+from helpers import generator
+from layers import every_layer, make_ball
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
+
+from manifold_resnet import nn
 
 C = 0.7
 
@@ -83,3 +86,29 @@ def test_second_derivatives(kind):
     reverse = grad(lambda x: (grad(function)(x) * v).sum())(x)
     torch.testing.assert_close(forward, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(reverse, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_layers_compile_without_graph_breaks():
+    """`torch.compile` of those that networks are not made of by default."""
+    ball = make_ball(C)
+    net = torch.nn.Sequential(
+        nn.ExpMap0(ball=ball, dim=1),
+        nn.PoincareConv2d(2, 4, 3, padding=1, groups=2, ball=ball),
+        nn.PoincareMaxPool2d(2, ball=ball),
+        nn.PoincareConvTranspose2d(4, 2, 4, 2, 1, groups=2, ball=ball),
+        nn.PoincareDropout2d(0.0, ball=ball),
+        nn.PoincareFlatten(ball=ball),
+        nn.PoincareMLR(32, 3, ball=ball),
+    )
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    u = 0.3 * torch.randn(2, 2, 4, 4, generator=generator(), dtype=torch.float64)
+    results = []
+    for function in (net, compiled):
+        x = u.clone().requires_grad_()
+        out = function(x)
+        results.append([out, *torch.autograd.grad(out.sin().sum(), [x, *net.parameters()])])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    table = nn.PoincareEmbedding(5, 3, ball=ball)
+    indices = torch.arange(4)
+    torch.testing.assert_close(torch.compile(table, fullgraph=True, backend="eager")(indices), table(indices))

@@ -153,6 +153,37 @@ def test_norms_are_preserved_in_expectation(init, channels, outputs, kernel):
     assert s2k == pytest.approx(1, abs=0.06)
 
 
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal"])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "groups"), [(4, 2, 1, 1), (3, 2, 1, 1), (2, 2, 0, 4), (3, 1, 1, 2)]
+)
+def test_norms_are_preserved_by_transposed_and_grouped_convolutions(init, kernel, stride, padding, groups):
+    """Averaged over output pixels, whether or not equally many input pixels reach them."""
+    ball = geoopt.PoincareBall(1.0)
+    u = image(32, 10, 0.01, constant=False).float()
+    torch.manual_seed(0)
+    squares = []
+    for _ in range(10):
+        up = nn.PoincareConvTranspose2d(32, 32, kernel, stride, padding, groups=groups, ball=ball, init=init)
+        conv = nn.PoincareConv2d(32, 32, kernel, stride, groups=groups, ball=ball, init=init)
+        with torch.no_grad():
+            inside = up(u, "tangent", "tangent")[..., 3:-3, 3:-3]  # away from borders
+            squares.append([v.square().sum(1).mean() / 0.005**2 for v in (inside, conv(u, "tangent", "tangent"))])
+    transposed, grouped = torch.tensor(squares).mean(0).tolist()
+    assert transposed == pytest.approx(1, rel=0.06)
+    assert grouped == pytest.approx(1, rel=0.06)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_identity_passes_groups_on(groups):
+    ball = geoopt.PoincareBall(torch.tensor(1.0, dtype=torch.float64))
+    near = image(8, 3, 1e-3, constant=True)
+    layer = nn.PoincareConv2d(8, 8, 3, groups=groups, ball=ball, init="identity")
+    torch.testing.assert_close(layer(wrap(near, 3), "tangent", "tangent"), near, atol=1e-9, rtol=1e-6)
+    up = nn.PoincareConvTranspose2d(8, 8, 2, 2, groups=groups, ball=ball, init="identity")
+    assert up(near, "tangent", "tangent")[..., 1::2, 1::2].allclose(near, atol=1e-9)
+
+
 @pytest.mark.parametrize("depth", [20, 56, 110])
 @pytest.mark.parametrize("init", NORM_PRESERVING)
 def test_norms_survive_many_layers(init, depth):
