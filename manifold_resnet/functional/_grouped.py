@@ -37,7 +37,7 @@ def _inner(
     )  # fmt: skip
     square = (v * v).unflatten(1, (groups, -1)).sum(2)
     sums = window_sum_adjoint if transposed else window_sum
-    return inner, factor * sums(square, weight.shape[2:], geometry, inner.shape[2:])
+    return inner, factor * sums(square, inner.shape[2:], weight.shape[2:], geometry)
 
 
 def _inner_backward(
@@ -64,7 +64,7 @@ def _inner_backward(
         grad_v = None if grad_v is None else grad_v.to(v.dtype)
     if needs[0] and grad_square is not None:
         adjoint = window_sum if transposed else window_sum_adjoint
-        along = adjoint(grad_square, weight.shape[2:], geometry, v.shape[2:]).unsqueeze(2)
+        along = adjoint(grad_square, v.shape[2:], weight.shape[2:], geometry).unsqueeze(2)
         by_square = (2 * factor * along * v.unflatten(1, (groups, -1))).flatten(1, 2)
         grad_v = by_square if grad_v is None else grad_v + by_square
     return grad_v, grad_weight

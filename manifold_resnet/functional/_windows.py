@@ -15,7 +15,7 @@ def _taps(count: int, kernel: int, stride: int, dilation: int) -> Iterator[slice
     return (slice(j * dilation, j * dilation + (count - 1) * stride + 1, stride) for j in range(kernel))
 
 
-def window_sum(x: Tensor, kernel: Sequence[int], geometry: Geometry, count: Sequence[int]) -> Tensor:
+def window_sum(x: Tensor, count: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Tensor:
     """Sum over each of the first `count` windows per spatial dimension."""
     strides, paddings, dilations = geometry
     if any(paddings):
@@ -27,7 +27,7 @@ def window_sum(x: Tensor, kernel: Sequence[int], geometry: Geometry, count: Sequ
     return x
 
 
-def window_sum_adjoint(x: Tensor, kernel: Sequence[int], geometry: Geometry, size: Sequence[int]) -> Tensor:
+def window_sum_adjoint(x: Tensor, size: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Tensor:
     """From the windows back to an image of `size`: each pixel gets the sum over the windows it is in."""
     for i, (n, k, s, p, d) in enumerate(zip(size, kernel, *geometry, strict=True)):
         dims = (slice(None),) * (2 + i)

@@ -15,7 +15,7 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,8 @@ from manifold_resnet.functional._checks import (
 from manifold_resnet.functional._grouped import grouped_inner, grouped_points
 from manifold_resnet.functional._hyperplanes import hyperplane_normals
 from manifold_resnet.functional._native import Geometry
+from manifold_resnet.functional._windows import window_sum
+from manifold_resnet.functional._windows import window_sum_adjoint as _box_sum_adjoint
 from manifold_resnet.functional.charts import convert, squared_limit
 from manifold_resnet.functional.linear import check_offsets, check_same_dtype
 
@@ -91,35 +93,11 @@ def _paddings(
     return [(p, p) for p in _per_dim(padding, len(kernel), "padding", 0)]
 
 
-def _windows(size: int, k: int, s: int, d: int) -> Iterator[slice]:
-    """For each pixel of a kernel, where in a padded dimension its windows look."""
-    count = (size - d * (k - 1) - 1) // s + 1
-    return (slice(j * d, j * d + (count - 1) * s + 1, s) for j in range(k))
-
-
 def _box_sum(x: Tensor, kernel: Sequence[int], geometry: Geometry) -> Tensor:
     """Sum over each window."""
-    strides, paddings, dilations = geometry
-    if any(paddings):
-        x = F.pad(x, [p for p in reversed(paddings) for _ in range(2)])
-    for i, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True)):
-        dims = (slice(None),) * (2 + i)
-        terms = [x[(*dims, window)] for window in _windows(x.shape[2 + i], k, s, d)]
-        x = sum(terms[1:], terms[0])
-    return x
-
-
-def _box_sum_adjoint(x: Tensor, size: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Tensor:
-    """From the windows back to an image of `size`: each pixel gets the sum over the windows it is in."""
-    for i, (n, k, s, p, d) in enumerate(zip(size, kernel, *geometry, strict=True)):
-        dims = (slice(None),) * (2 + i)
-        shape = list(x.shape)
-        shape[2 + i] = n + 2 * p
-        spread = x.new_zeros(shape)
-        for window in _windows(n + 2 * p, k, s, d):
-            spread[(*dims, window)] += x
-        x = spread.narrow(2 + i, p, n)
-    return x
+    sizes = zip(x.shape[2:], kernel, *geometry, strict=True)
+    count = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
+    return window_sum(x, count, kernel, geometry)
 
 
 @kernel

@@ -40,9 +40,10 @@ def test_coordinates_are_zero_or_scaled(name):
 def test_the_expected_tangent_vector_is_kept(name):
     layer, x = make(name, 0.4)
     torch.manual_seed(0)
-    mean = torch.stack([layer(x, out_chart="tangent") for _ in range(4000)]).mean(0)
+    many = x.repeat(2000, *[1] * (x.ndim - 1))
+    mean = layer(many, out_chart="tangent").unflatten(0, (2000, -1)).mean(0)
     u = F.logmap0(x, c=C, dim=1)
-    assert ((mean - u).abs() <= 5 * (0.4 / 0.6 / 4000) ** 0.5 * u.abs() + 1e-9).all()
+    assert ((mean - u).abs() <= 5 * (0.4 / 0.6 / 2000) ** 0.5 * u.abs() + 1e-9).all()
 
 
 @every_kind
