@@ -17,7 +17,7 @@ from manifold_resnet.functional.charts import squared_limit
 
 
 def check_ball(ball: geoopt.PoincareBall) -> None:
-    """Check that `ball` is a Poincaré ball of positive c.
+    """Check that `ball` is a Poincaré ball of positive c (``geoopt.PoincareBallExact`` is one).
 
     Raises
     ------
@@ -27,9 +27,12 @@ def check_ball(ball: geoopt.PoincareBall) -> None:
         If its c is not positive and finite.
     """
     if not isinstance(ball, geoopt.PoincareBall):
-        raise TypeError(
-            f"ball must be a geoopt.PoincareBall, got {type(ball).__name__}: pass geoopt.PoincareBall(c=1.0)"
-        )
+        advice = "pass geoopt.PoincareBall(c=1.0)"
+        if isinstance(ball, geoopt.Stereographic) and ball.k.numel() == 1 and ball.k.item() < 0:
+            # not accepted as it is: training may carry its k through zero, where the ball ends
+            exact = "Exact" if isinstance(ball, geoopt.StereographicExact) else ""
+            advice = f"pass geoopt.PoincareBall{exact}(c={-ball.k.item():.6g}), whose points and distances are the same"
+        raise TypeError(f"ball must be a geoopt.PoincareBall, got {type(ball).__name__}: {advice}")
     c = ball.c.item()
     if not (c > 0 and math.isfinite(c)):
         raise ValueError(
