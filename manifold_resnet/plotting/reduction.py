@@ -75,6 +75,7 @@ def recenter(
     return convert(h, "hyperboloid", "ball", c=c).to(dtype)
 
 
+@torch.no_grad()
 def reduce_to_disk(
     points: Tensor | ArrayLike,
     *,
@@ -124,7 +125,7 @@ def reduce_to_disk(
     >>> reduce_to_disk(points, ball=geoopt.PoincareBall(c=1.0)).norm(dim=1)  # they lie in a plane: nothing is lost
     tensor([0.6000, 0.6000, 0.3000, 0.3000])
     """
-    x = ball_points(points, ball).detach()
+    x = ball_points(points, ball)
     if x.ndim != 2:
         raise ValueError(f"points must have shape (N, n), got {tuple(x.shape)}")
     if method not in ("pca", "umap"):
@@ -132,7 +133,7 @@ def reduce_to_disk(
     fewest = 2 if method == "pca" else 16
     if len(x) < fewest:
         raise ValueError(f"method {method!r} needs at least {fewest} points, got {len(x)}")
-    c = ball.c.detach().to(x)
+    c = ball.c.to(x)
     plane = _principal_plane(x, c, ball) if method == "pca" else _umap(x, c, ball, seed)
     like = points if isinstance(points, Tensor) and points.is_floating_point() else x
     return plane.to(like)
