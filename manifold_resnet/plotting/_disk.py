@@ -49,7 +49,7 @@ def ball_points(points: Tensor | ArrayLike, ball: geoopt.PoincareBall, name: str
         raise TypeError(f"{name} must be real numbers, got {x.dtype}")
     if x.ndim == 0:
         raise ValueError(f"{name} must have shape (..., n), got a single number")
-    x = x.to(dtype=torch.float64)
+    x = (x.cpu() if x.device.type == "mps" else x).to(dtype=torch.float64)  # Apple's GPUs have no float64
     if x.numel():
         largest, c = float(x.detach().norm(dim=-1).max()), ball.c.item()
         if not np.isfinite(largest):

@@ -94,6 +94,8 @@ def plot_points(
         raise ValueError(f"points must have shape (N, 2), got {(*z.shape, 2)}")
     images = None if thumbnails is None else _images(thumbnails, len(z))
     index, names = _classes(labels, names, len(z))
+    if index is not None and {"c", "color"} & set(style):
+        raise ValueError("with labels, colours go by class: pass colors=, one for each")
     ax = plot_disk(ball, current_axes(ax))
     xy = coordinates(z, ball)
     style = {"s": 14, "linewidths": 0.3, "edgecolors": "white", "zorder": 2.5} | style
@@ -107,7 +109,10 @@ def plot_points(
         for k in np.unique(index):
             ax.scatter(*xy[index == k].T, color=[palette[k]], label=names[k], **style)
         if legend and len(z):
-            ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, markerscale=1.6, handletextpad=0.2)
+            ax.legend(
+                loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=1 + (len(names) - 1) // 16,
+                frameon=False, markerscale=1.6, handletextpad=0.2,
+            )  # fmt: skip
     if images is not None:
         frames = [palette[0 if index is None else index[i]] for i in range(len(z))]
         _place(ax, xy, images, thumbnail_size * ball.c.item() ** -0.5, frames)

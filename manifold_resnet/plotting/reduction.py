@@ -72,7 +72,8 @@ def recenter(
         if not fits or a.shape[-1] != x.shape[-1]:
             raise ValueError(f"about of shape {tuple(a.shape)} does not fit points of shape {tuple(x.shape)}")
     h = translate(convert(x, "ball", "hyperboloid", c=c), convert(a, "ball", "hyperboloid", c=c), -1)
-    return convert(h, "hyperboloid", "ball", c=c).to(dtype)
+    moved = convert(h, "hyperboloid", "ball", c=c)
+    return moved.to(points.device if isinstance(points, Tensor) else moved.device, dtype)
 
 
 @torch.no_grad()
@@ -96,7 +97,7 @@ def reduce_to_disk(
         It keeps the distances from the mean and the angles there of points along the two principal directions exactly;
         those of others shrink, never grow. "umap" (extra "umap") is a hyperbolic UMAP of the geodesic distances
         between all pairs; it keeps who is near whom, and separates clusters that overlap in two principal directions,
-        but neither distances nor the distance from the origin mean anything.
+        but neither distances nor the distance from the origin mean anything. It takes memory for N x N numbers.
     seed : int
         Of UMAP; PCA is deterministic.
 
@@ -151,8 +152,7 @@ def _principal_plane(x: Tensor, c: Tensor, ball: geoopt.PoincareBall) -> Tensor:
 
 
 def _umap(x: Tensor, c: Tensor, ball: geoopt.PoincareBall, seed: int) -> Tensor:
-    with extra("umap"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=SyntaxWarning)
+    with extra("umap"):
         from umap import UMAP
     distances = dist(x[:, None], x[None], c=c).fill_diagonal_(0).cpu().numpy()
     mapper = UMAP(min(15, len(x) - 1), metric="precomputed", output_metric="hyperboloid", random_state=seed, n_jobs=1)

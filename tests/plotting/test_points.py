@@ -89,6 +89,7 @@ def test_trajectories(several):
         (lambda: plot_points(POINTS, LABELS.double(), ball=BALL), ValueError, "labels must be .*, got float64"),
         (lambda: plot_points(POINTS, LABELS, names=["a"], ball=BALL), ValueError, "each of 3 classes, got 1"),
         (lambda: plot_points(POINTS, ["a"] * 60, names=["a"], ball=BALL), ValueError, "these are strings already"),
+        (lambda: plot_points(POINTS, LABELS, color="r", ball=BALL), ValueError, "pass colors="),
         (lambda: plot_points(POINTS, LABELS, colors=["r"], ball=BALL, ax=axes()), ValueError, "3 classes, got 1"),
         (lambda: plot_points(POINTS, thumbnails=torch.rand(60, 5), ball=BALL), ValueError, r"N = 60 .* got \(60, 5\)"),
         (lambda: plot_points(POINTS, thumbnails=torch.rand(6, 5, 5), ball=BALL), ValueError, r"got \(6, 5, 5\)"),
