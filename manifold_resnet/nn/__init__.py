@@ -20,6 +20,7 @@ from manifold_resnet.nn.radial import (
     LogMap0,
     PoincareAdaptiveAvgPool2d,
     PoincareAvgPool2d,
+    PoincareMaxPool2d,
     PoincareReLU,
     PoincareResidual,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "PoincareConv3d",
     "PoincareLinear",
     "PoincareMLR",
+    "PoincareMaxPool2d",
     "PoincareReLU",
     "PoincareResidual",
     "init",
