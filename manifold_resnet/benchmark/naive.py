@@ -8,7 +8,8 @@ from typing import cast
 from torch import Tensor, nn
 
 from manifold_resnet.functional import DEFAULT_MAX_DISTANCE, naive
-from manifold_resnet.models.hyperbolic import PoincareBlock, PoincareResNet
+from manifold_resnet.models.blocks import PoincareBlock
+from manifold_resnet.models.hyperbolic import PoincareResNet
 from manifold_resnet.nn import PoincareBatchNorm2d, PoincareConv2d, PoincareMLR
 
 
@@ -53,7 +54,7 @@ class NaiveResNet(nn.Module):
         c = self.model.ball.c
         x = naive.convert(images, "tangent", "ball", c=c, dim=1, max_distance=self._bound)
         x = naive.poincare_relu(self._norm(self.model.bn, self._conv(self.model.conv, x)), c=c)
-        for group in (self.model.group1, self.model.group2, self.model.group3):
+        for group in self.model.groups:
             for block in group:
                 x = self._block(cast(PoincareBlock, block), x)
         x = naive.poincare_adaptive_avg_pool2d(x, 1, c=c).flatten(1)
