@@ -43,9 +43,14 @@ class NaiveResNet(nn.Module):
 
     def _block(self, block: PoincareBlock, x: Tensor) -> Tensor:
         c = self.model.ball.c
-        y = naive.poincare_relu(self._norm(block.bn1, self._conv(block.conv1, x)), c=c)
-        y = self._norm(block.bn2, self._conv(block.conv2, y))
+        *inner, (last, last_norm) = block.layers
+        y = x
+        for conv, norm in inner:
+            y = naive.poincare_relu(self._norm(norm, self._conv(conv, y)), c=c)
+        y = self._norm(last_norm, self._conv(last, y))
         shortcut = x if block.downsample is None else self._conv(block.downsample, x)
+        if block.downsample_norm is not None:
+            shortcut = self._norm(block.downsample_norm, shortcut)
         y = naive.mobius_residual(y, shortcut, c=c, dim=1)
         return naive.poincare_relu(naive.convert(y, "ball", "ball", c=c, dim=1, max_distance=self._bound), c=c)
 
@@ -54,6 +59,8 @@ class NaiveResNet(nn.Module):
         c = self.model.ball.c
         x = naive.convert(images, "tangent", "ball", c=c, dim=1, max_distance=self._bound)
         x = naive.poincare_relu(self._norm(self.model.bn, self._conv(self.model.conv, x)), c=c)
+        if self.model.maxpool is not None:
+            x = naive.poincare_max_pool2d(x, 3, 2, 1, c=c)
         for group in self.model.groups:
             for block in group:
                 x = self._block(cast(PoincareBlock, block), x)

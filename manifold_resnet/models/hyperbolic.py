@@ -8,9 +8,12 @@ from typing import Literal, cast
 import geoopt
 from torch import Tensor, nn
 
+from manifold_resnet.functional import convert
 from manifold_resnet.functional._checks import Chart
 from manifold_resnet.functional.batch_norm import Mean, Scale
 from manifold_resnet.models.blocks import PoincareBlock, PoincareBottleneck
+from manifold_resnet.models.compat import check_compat, fully_connected
+from manifold_resnet.models.compat import features as authors_features
 from manifold_resnet.nn import (
     ExpMap0,
     PoincareAdaptiveAvgPool2d,
@@ -70,6 +73,9 @@ class PoincareResNet(nn.Module):
         Learn the hyperplanes' offsets.
     max_distance : float, optional
         Bound on the points' geodesic distance from the origin; None: ``DEFAULT_MAX_DISTANCE / sqrt(c)``.
+    compat : {None, "authors"}
+        "authors" computes what the code published with the paper computes, to check old results with; see
+        `manifold_resnet.models.compat`. Needs the options of ``variant="paper"``.
 
     Raises
     ------
@@ -104,6 +110,7 @@ class PoincareResNet(nn.Module):
         weight_on: WeightOn = "ball",
         bias: bool = True,
         max_distance: float | None = None,
+        compat: Literal["authors"] | None = None,
     ) -> None:
         super().__init__()
         if activation not in ("relu", None):
@@ -168,7 +175,22 @@ class PoincareResNet(nn.Module):
                 channels, num_classes, ball=ball, init=init, weight_on=weight_on, max_distance=max_distance
             )
         self.in_channels, self.num_classes, self.head = in_channels, num_classes, head
+        self.stem, self.block, self.scale = stem, block, scale
+        self.compat: Literal["authors"] | None = None
+        self.set_compat(compat)
         self._groups = len(counts)
+
+    def set_compat(self, compat: Literal["authors"] | None) -> None:
+        """Compute from now on what the published code computes ("authors"), or what is right (None).
+
+        Raises
+        ------
+        ValueError
+            If `compat` is unknown, or the network is not of the kind that the published code has.
+        """
+        needed = {"stem": "small", "block": "basic", "scale": "scalar", "head": "fc"}
+        check_compat(compat, **{name: (getattr(self, name), value) for name, value in needed.items()})
+        self.compat = compat
 
     @property
     def groups(self) -> list[nn.Sequential]:
@@ -200,6 +222,8 @@ class PoincareResNet(nn.Module):
                 f"images must have shape (batch, {self.in_channels}, H, W), got {tuple(images.shape)}: "
                 f"create the model with in_channels= the images' number of channels"
             )
+        if self.compat is not None:
+            return convert(authors_features(self, images), "tangent", out_chart, c=self.ball.c, dim=1)
         u = self.expmap0(images, out_chart="tangent")
         h = self.conv(u, in_chart="tangent", out_chart="hyperboloid")
         u = self.bn(h, in_chart="hyperboloid", out_chart="tangent", relu=self.relu is not None)
@@ -212,6 +236,8 @@ class PoincareResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(batch, in_channels, H, W)`` to logits ``(batch, num_classes)``."""
         u = self.features(images, out_chart="tangent")
+        if self.compat is not None:
+            return fully_connected(cast(PoincareLinear, self.fc), u)
         if self.head == "mlr":
             return self.fc(u, in_chart="tangent")
         return self.fc(u, in_chart="tangent", out_chart="tangent")

@@ -39,8 +39,9 @@ _OPTIONS = {
         "weight_on",
         "bias",
         "max_distance",
+        "compat",
     },
-    "euclideanwhypclass": {"init", "weight_on", "max_distance"},
+    "euclideanwhypclass": {"init", "weight_on", "max_distance", "compat"},
     "euclidean": set(),
 }
 
@@ -134,8 +135,8 @@ def create_model(
         The configuration that learns best, or the published one (half the identity over the flattened patch, one
         Fréchet variance, a fully connected head, weights as tangent vectors).
     **options
-        Options of `PoincareResNet`, which win over the variant's. "euclideanwhypclass" takes ``init``, ``weight_on``
-        and ``max_distance``, "euclidean" none; the options of a variant that a kind does not have are left out.
+        Options of `PoincareResNet`, which win over the variant's. "euclideanwhypclass" takes ``init``, ``weight_on``,
+        ``max_distance`` and ``compat``, "euclidean" none; the options of a variant that a kind does not have are left out.
 
     Returns
     -------

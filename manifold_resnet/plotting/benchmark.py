@@ -66,8 +66,13 @@ def plot_benchmark(results: Mapping[str, Any]) -> Figure:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.legend(frameon=False, ncols=len(contenders), loc="upper left")
     settings, machine = results["settings"], results["machine"]
+    model = settings.get("model")
+    subject = f"ResNet-{settings['depth']}, {settings['widths']} channels"
+    if model is not None:
+        size = settings["image_size"]
+        subject = f"{model.replace('resnet', 'ResNet-')} on {size} x {size}"
     axes.set_title(
-        f"ResNet-{settings['depth']}, {settings['widths']} channels, batch {settings['batch_size']}, "
+        f"{subject}, batch {settings['batch_size']}, "
         f"{machine['gpu'] if settings['device'] == 'cuda' else machine['processor']}, {machine['threads']} threads",
         fontsize=10,
     )
