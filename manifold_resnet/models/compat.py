@@ -3,8 +3,8 @@ r"""The forward pass of the code published with the paper, to check old results 
 It differs from the mathematics, and from this package, in five ways:
 
 - Distances to hyperplanes use :math:`2(1 - c\|x\|^2)` as the conformal factor; it is :math:`2/(1 - c\|x\|^2)`.
-- Residual connections take rows of an image, its width, as points: exponential map, Möbius sum and logarithm run along the
-  last dimension, not the channels.
+- Residual connections take rows of an image, its width, as points: exponential map, Möbius sum and logarithm run along
+  the last dimension, not the channels.
 - Norms use the statistics of the batch in evaluation too, so an image's logits depend on the others in its batch.
 - Features are pooled by the plain mean of tangent vectors over 8 x 8 pixels, not by the midpoint.
 - Between layers points are clipped where geoopt clips them, at a distance of about :math:`6.2/\sqrt{c}` in float32 and

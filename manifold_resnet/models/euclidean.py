@@ -51,8 +51,9 @@ class EuclideanResNet(nn.Module):
     init, weight_on, max_distance
         Of the hyperbolic classifier, see `PoincareMLR` and `ExpMap0`.
     compat : {None, "authors"}
-        "authors" makes the hyperbolic classifier what it is in the code published with the paper: a fully connected layer
-        with another conformal factor, its output's tangent coordinates as logits; see `manifold_resnet.models.compat`.
+        "authors" makes the hyperbolic classifier what it is in the code published with the paper: a fully connected
+        layer with another conformal factor, its output's tangent coordinates as logits; see
+        `manifold_resnet.models.compat`.
 
     Raises
     ------

@@ -136,7 +136,8 @@ def create_model(
         Fréchet variance, a fully connected head, weights as tangent vectors).
     **options
         Options of `PoincareResNet`, which win over the variant's. "euclideanwhypclass" takes ``init``, ``weight_on``,
-        ``max_distance`` and ``compat``, "euclidean" none; the options of a variant that a kind does not have are left out.
+        ``max_distance`` and ``compat``, "euclidean" none; the options of a variant that a kind does not have are left
+        out.
 
     Returns
     -------
