@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from manifold_resnet._errors import UserError
 from manifold_resnet.models.reference import Conversion, identify, load_reference_state_dict, plain_state_dict
-from manifold_resnet.models.registry import create_model
+from manifold_resnet.models.registry import create_model, default_options
 
 #: where training scripts put a network's weights, the authors' among them
 _INSIDE = ("state_dict", "model_state_dict", "model_state", "last_model_state", "best_model_state", "model")
@@ -81,7 +81,7 @@ def convert_checkpoint(
         conversion = load_reference_state_dict(model, values, source, compat, c=c)
     except (TypeError, ValueError) as error:
         raise UserError(f"cannot convert {path}: {error}") from error
-    if compat is not None:
+    if compat is not None and "compat" in default_options(name):
         chosen["compat"] = compat
     if conversion.c is not None:
         chosen["c"] = conversion.c

@@ -37,6 +37,7 @@ def euclidean_imagenet_resnet(
     in_channels: int,
     ball: geoopt.PoincareBall | None = None,
     max_distance: float | None = None,
+    compat: str | None = None,
     **options: Any,
 ) -> nn.Module:
     """Create torchvision's network of depth 18, 34 or 50, untrained.
@@ -47,7 +48,11 @@ def euclidean_imagenet_resnet(
     ------
     ModuleNotFoundError
         If torchvision is missing; names the extra that brings it.
+    ValueError
+        If `compat` is given: the published code has no such network.
     """
+    if compat is not None:
+        raise ValueError(f"compat={compat!r} is for networks with three widths, the published code's: leave it out")
     with extra("train"):
         import torchvision.models
     model: nn.Module = getattr(torchvision.models, f"resnet{depth}")(weights=None, num_classes=num_classes)
