@@ -32,6 +32,13 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
         choices=("ball", "tangent"),
         help="where weights are to live, of importance for further training (default: tangent, as there)",
     )
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="the images it was trained on: the statistics of norms, which checkpoints lack, are taken from them, and "
+        "FILE becomes one that evaluate and the like take",
+    )
+    parser.add_argument("--data-dir", metavar="PATH", default="data", help="where downloaded data sets are kept")
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -45,6 +52,8 @@ def _convert(options: argparse.Namespace) -> None:
         compat=options.compat,
         c=options.c,
         options={name: value for name, value in given.items() if value is not None},
+        dataset=options.dataset,
+        data_dir=options.data_dir,
     )
     whose = {"authors": "the authors' code", "hypll": "HypLL"}[conversion.source]
     size = sum(p.numel() for p in model.parameters())
@@ -57,6 +66,8 @@ def _convert(options: argparse.Namespace) -> None:
     else:
         print("it computes the same as there")
     print(f"written to {options.output}; in Python: manifold_resnet.models.load_model({str(options.output)!r})")
+    if options.dataset is not None:
+        print(f"measure it with: manifold-resnet evaluate {options.output}")
 
 
 COMMANDS = {
@@ -64,6 +75,7 @@ COMMANDS = {
         "convert a checkpoint of the authors' code or of HypLL",
         "examples:\n"
         "  manifold-resnet convert hyperbolic-8-16-32-resnet-32_weights.pth -o converted.pt\n"
+        "  manifold-resnet convert hyperbolic-8-16-32-resnet-32_weights.pth -o converted.ckpt --dataset cifar10\n"
         "  manifold-resnet convert WEIGHTS -o old.pt --compat authors   computes what their code computes\n"
         "  manifold-resnet convert hypll.pth -o converted.pt --mean midpoint",
         _convert_options,

@@ -6,13 +6,14 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from manifold_resnet._errors import UserError
+from manifold_resnet._errors import UserError, extra
 from manifold_resnet.models.reference import Conversion, identify, load_reference_state_dict, plain_state_dict
 from manifold_resnet.models.registry import create_model, default_options
 
@@ -26,6 +27,7 @@ _HYPLL = (
     "hypll.manifolds.poincare_ball.curvature.Curvature",
 )
 _FORMAT = "manifold_resnet model"
+_PREFIX = "model."  # as in the checkpoints of runs
 
 
 def convert_checkpoint(
@@ -36,6 +38,8 @@ def convert_checkpoint(
     compat: Literal["authors"] | None = None,
     c: float | None = None,
     options: Mapping[str, Any] | None = None,
+    dataset: str | None = None,
+    data_dir: str = "data",
 ) -> tuple[nn.Module, Conversion]:
     """Convert a checkpoint of the authors' code, or of a network of HypLL's modules, to a file for `load_model`.
 
@@ -51,6 +55,10 @@ def convert_checkpoint(
         See `load_reference_state_dict`.
     options : mapping, optional
         Options of `create_model`, besides ``variant="paper"``. Networks of HypLL get ``mean="frechet"``, its default.
+    dataset, data_dir : str
+        The images the network was trained on, as ``manifold-resnet train`` takes them: the running statistics of its
+        norms, which the checkpoint lacks, are then taken from them, and `output` is also a checkpoint that the commands
+        take, such as ``manifold-resnet evaluate``. Needs the extra "train".
 
     Returns
     -------
@@ -85,7 +93,14 @@ def convert_checkpoint(
         chosen["compat"] = compat
     if conversion.c is not None:
         chosen["c"] = conversion.c
-    save_model(model, output, name, classes, channels, chosen, conversion)
+    run = None
+    if dataset is not None:
+        with extra("train"):
+            from manifold_resnet.training.imported import run_settings
+        run = run_settings(model, name, chosen, classes, channels, dataset, data_dir)
+        kept = tuple(text for text in conversion.differences if "update_bn" not in text)
+        conversion = replace(conversion, differences=kept)
+    save_model(model, output, name, classes, channels, chosen, conversion, run)
     return model.eval(), conversion
 
 
@@ -167,8 +182,9 @@ def save_model(
     in_channels: int,
     options: Mapping[str, Any],
     conversion: Conversion,
+    run: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a converted model to one file, whole or not at all."""
+    """Write a converted model to one file, whole or not at all; with `run`, as a checkpoint of a run too."""
     stored = {
         "format": _FORMAT,
         "model": name,
@@ -177,7 +193,8 @@ def save_model(
         "options": dict(options),
         "source": conversion.source,
         "differences": list(conversion.differences),
-        "state_dict": {key: value.detach().as_subclass(Tensor) for key, value in model.state_dict().items()},
+        "state_dict": {_PREFIX + key: v.detach().as_subclass(Tensor) for key, v in model.state_dict().items()},
+        **(run or {}),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -214,7 +231,7 @@ def load_model(path: str | Path) -> nn.Module:
         model = create_model(
             stored["model"], stored["num_classes"], in_channels=stored["in_channels"], **stored["options"]
         )
-        model.load_state_dict(stored["state_dict"])
+        model.load_state_dict({key.removeprefix(_PREFIX): value for key, value in stored["state_dict"].items()})
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except Exception as error:  # damaged files fail in zip, pickle, tensor and key errors alike

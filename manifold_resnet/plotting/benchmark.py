@@ -70,10 +70,11 @@ def plot_benchmark(results: Mapping[str, Any]) -> Figure:
     subject = f"ResNet-{settings['depth']}, {settings['widths']} channels"
     if model is not None:
         size = settings["image_size"]
-        subject = f"{model.replace('resnet', 'ResNet-')} on {size} x {size}"
+        subject = f"{model.replace('resnet', 'ResNet-')} (Euclidean: torchvision's) on {size} x {size}"
     axes.set_title(
         f"{subject}, batch {settings['batch_size']}, "
-        f"{machine['gpu'] if settings['device'] == 'cuda' else machine['processor']}, {machine['threads']} threads",
+        f"{machine['gpu'] if settings['device'] == 'cuda' else machine['processor']}, "
+        f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}",
         fontsize=10,
     )
     for i, (sweep, measured) in enumerate(sweeps.items()):

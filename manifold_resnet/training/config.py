@@ -146,6 +146,9 @@ class Config:
     )
     activation: str | None = _option(None, "network", _text, "NAME", "relu or none")
     head: str | None = _option(None, "network", _text, "NAME", "classifier: mlr (distances to hyperplanes) or fc")
+    compat: str | None = _option(
+        None, "network", _text, "NAME", "authors: compute what the published code computes, to check its results"
+    )
     epochs: int | None = _option(
         None, "training", _count, "N", "passes over the training images (default: by data set)"
     )

@@ -155,3 +155,33 @@ def test_damaged_models(checkpoint, tmp_path):
         load_model(checkpoint)
     with pytest.raises(UserError, match="no such file"):
         load_model(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("compat", [[], ["--compat", "authors"]], ids=["ours", "compat"])
+def test_from_their_checkpoint_to_evaluate(compat, tmp_path, capsys):
+    """With the images named, norms get their statistics, and the file is one that the commands take."""
+    pytest.importorskip("lightning")
+    from image_folders import write_digits
+
+    from manifold_resnet.training import load_run
+
+    shapes = dict(REFERENCE["authors-hyperbolic"]["shapes"])
+    shapes |= {"conv.weights": [9, 4], "fc.z": [8, 3], "fc.bias": [3]}
+    checkpoint, out = tmp_path / "theirs.pth", tmp_path / "out.ckpt"
+    torch.save(weights(shapes), checkpoint)
+    folder = f"folder:{write_digits(tmp_path / 'images', size=32)}"
+    arguments = ["convert", str(checkpoint), "-o", str(out), "--dataset"]
+    assert main([*arguments, "digits", *compat]) == 2
+    assert "10 classes and 1 channels, the network 3 and 1" in capsys.readouterr().err
+    assert main([*arguments, folder, *compat]) == 0
+    said = capsys.readouterr().out
+    assert "update_bn" not in said
+    assert f"manifold-resnet evaluate {out}" in said
+    assert main(["evaluate", str(out)]) == 0
+    assert "of 12 images" in capsys.readouterr().out
+    model, config = load_run(out)
+    assert config.images["mean"] == config.images["std"] == [0.5]
+    assert (config.compat, model.compat) == (("authors", "authors") if compat else (None, None))
+    assert int(model.bn.num_batches_tracked) == (0 if compat else 1)
+    x = images(3, 1, 32, 32)
+    assert torch.equal(load_model(out)(x), model(x))
