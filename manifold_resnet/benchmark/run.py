@@ -45,8 +45,6 @@ class Settings:
 
     Parameters
     ----------
-    model : {None, "resnet18", "resnet34", "resnet50"}
-        A network of the ImageNet family, next to torchvision's; takes the place of `widths` and `depth`.
     widths : str
         Channels of the three groups, for example ``"8-16-32"``.
     depth : int
@@ -66,6 +64,8 @@ class Settings:
         Where.
     threads : int or None
         Threads on the CPU; None: as torch does.
+    model : {None, "resnet18", "resnet34", "resnet50"}
+        A network of the ImageNet family, next to torchvision's; takes the place of `widths` and `depth`.
 
     Raises
     ------
@@ -73,7 +73,6 @@ class Settings:
         If a value makes no sense.
     """
 
-    model: str | None = None
     widths: str = "8-16-32"
     depth: int = 20
     batch_size: int = None  # type: ignore[assignment]  # filled in below, as the next three
@@ -84,6 +83,7 @@ class Settings:
     sweeps: tuple[str, ...] = ()
     device: str = "cpu"
     threads: int | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if self.model is not None:

@@ -71,6 +71,23 @@ def convert_checkpoint(
     ------
     UserError
         If a file cannot be read, `output` exists, or the checkpoint does not fit any network.
+
+    Examples
+    --------
+    A checkpoint such as the authors' Euclidean network leaves, of depth 8:
+
+    >>> import tempfile, torch, manifold_resnet as mr
+    >>> state = mr.models.create_model("euclidean-4-6-8-resnet-8").state_dict()
+    >>> convolutions = {name: kernel for name, kernel in state.items() if kernel.ndim == 4}
+    >>> offsets = {name.replace("weight", "bias"): torch.zeros(len(k)) for name, k in convolutions.items()}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save({**state, **offsets}, f"{folder}/theirs.pth")
+    ...     _, conversion = mr.models.convert_checkpoint(f"{folder}/theirs.pth", f"{folder}/ours.pt")
+    ...     model = mr.models.load_model(f"{folder}/ours.pt")
+    >>> conversion
+    Conversion(source='authors', c=None, differences=())
+    >>> model(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
     """
     path, output = Path(path).expanduser(), Path(output).expanduser()
     if output.exists():
@@ -222,6 +239,16 @@ def load_model(path: str | Path) -> nn.Module:
     ------
     UserError
         If the file is missing, damaged or another kind of file.
+
+    Examples
+    --------
+    >>> import manifold_resnet as mr
+    >>> mr.models.load_model("nowhere.pt")
+    Traceback (most recent call last):
+        ...
+    manifold_resnet._errors.UserError: no such file: nowhere.pt
+
+    See `convert_checkpoint` for a file that is there.
     """
     path = Path(path).expanduser()
     try:

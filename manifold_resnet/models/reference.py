@@ -44,6 +44,12 @@ class Conversion:
         The curvature of the ball is ``-c``, as read; None for a Euclidean network.
     differences : tuple of str
         Why the model's outputs differ from theirs, one sentence each.
+
+    Examples
+    --------
+    >>> import manifold_resnet as mr
+    >>> mr.models.Conversion("authors", c=0.1, differences=()).c
+    0.1
     """
 
     source: Source
@@ -348,50 +354,3 @@ def _differences(model: nn.Module, kind: Source) -> Iterable[str]:
             yield "max pooling takes the farthest point here, the maximum of each tangent coordinate there"
     if norms or hyperplanes:
         yield "points are kept within max_distance of the origin here (by default 6/sqrt(c)), within 6.2/sqrt(c) there"
-
-
-@torch.no_grad()
-def update_bn(batches: Iterable[Any], model: nn.Module, device: torch.device | str | None = None) -> None:
-    """Estimate the running statistics of all norms anew, ours and torch's, from images; as torch's `update_bn`.
-
-    Parameters
-    ----------
-    batches : iterable
-        Batches of images, such as a data loader gives: tensors, or tuples whose first entry is one.
-    model : torch.nn.Module
-        Its norms' statistics are forgotten, and become the average over the batches.
-    device : torch.device or str, optional
-        Where to move the batches to.
-
-    Raises
-    ------
-    ValueError
-        If there are no batches.
-
-    Examples
-    --------
-    >>> import torch, manifold_resnet as mr
-    >>> model = mr.models.create_model("hyperbolic-4-4-4-resnet-8")
-    >>> mr.models.update_bn([torch.zeros(4, 3, 8, 8), torch.ones(4, 3, 8, 8)], model)
-    >>> int(model.bn.num_batches_tracked)
-    2
-    """
-    norms = [m for m in model.modules() if isinstance(m, _PoincareBatchNorm | nn.modules.batchnorm._BatchNorm)]
-    before = [(m, m.momentum) for m in norms]
-    training = model.training
-    seen = 0
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average
-    model.train()
-    try:
-        for batch in batches:
-            images = batch[0] if isinstance(batch, list | tuple) else batch
-            model(images if device is None else images.to(device))
-            seen += 1
-    finally:
-        model.train(training)
-        for norm, momentum in before:
-            norm.momentum = momentum
-    if seen == 0:
-        raise ValueError("there are no batches to take statistics from: pass a list or a data loader")
