@@ -17,9 +17,7 @@ __all__ = ["main"]
 
 _PROGRAM = "manifold-resnet"
 _DEBUG = "MANIFOLD_RESNET_DEBUG"
-_COMMANDS = (
-    training.COMMANDS | benchmark.COMMANDS | optimizers.COMMANDS | robustness.COMMANDS | convert.COMMANDS
-)
+_COMMANDS = training.COMMANDS | benchmark.COMMANDS | optimizers.COMMANDS | robustness.COMMANDS | convert.COMMANDS
 
 
 class _Parser(argparse.ArgumentParser):
