@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manifold_resnet.functional import DEFAULT_MAX_DISTANCE, naive
@@ -41,6 +42,13 @@ class NaiveResNet(nn.Module):
         )
         return naive.convert(y, "ball", "ball", c=layer.c, dim=1, max_distance=self._bound)
 
+    def _max_pool(self, x: Tensor) -> Tensor:
+        """Of each window of the stem's pooling, the point farthest from the origin."""
+        distance = self.model.ball.dist0(x, dim=1, keepdim=True)
+        index = F.max_pool2d(distance, 3, 2, 1, return_indices=True)[1]
+        chosen = x.flatten(2).gather(2, index.flatten(2).expand(-1, x.shape[1], -1))
+        return chosen.view(*x.shape[:2], *index.shape[2:])
+
     def _block(self, block: PoincareBlock, x: Tensor) -> Tensor:
         c = self.model.ball.c
         *inner, (last, last_norm) = block.layers
@@ -60,7 +68,7 @@ class NaiveResNet(nn.Module):
         x = naive.convert(images, "tangent", "ball", c=c, dim=1, max_distance=self._bound)
         x = naive.poincare_relu(self._norm(self.model.bn, self._conv(self.model.conv, x)), c=c)
         if self.model.maxpool is not None:
-            x = naive.poincare_max_pool2d(x, 3, 2, 1, c=c)
+            x = self._max_pool(x)
         for group in self.model.groups:
             for block in group:
                 x = self._block(cast(PoincareBlock, block), x)

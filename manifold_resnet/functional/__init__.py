@@ -32,7 +32,7 @@ from manifold_resnet.functional.conv import beta_ratio, poincare_conv, poincare_
 from manifold_resnet.functional.frechet import frechet_mean, frechet_variance
 from manifold_resnet.functional.linear import poincare_linear, poincare_mlr
 from manifold_resnet.functional.midpoint import midpoint
-from manifold_resnet.functional.pooling import poincare_adaptive_avg_pool2d, poincare_avg_pool2d, poincare_max_pool2d
+from manifold_resnet.functional.pooling import poincare_adaptive_avg_pool2d, poincare_avg_pool2d
 from manifold_resnet.functional.residual import mobius_residual
 
 __all__ = [
@@ -62,7 +62,6 @@ __all__ = [
     "poincare_conv",
     "poincare_conv2d",
     "poincare_linear",
-    "poincare_max_pool2d",
     "poincare_mlr",
     "poincare_relu",
     "project",

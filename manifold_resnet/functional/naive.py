@@ -59,7 +59,6 @@ __all__ = [
     "poincare_conv",
     "poincare_conv2d",
     "poincare_linear",
-    "poincare_max_pool2d",
     "poincare_mlr",
     "poincare_relu",
     "project",
@@ -524,24 +523,6 @@ def poincare_avg_pool2d(
     w = _unfold(F.pad(inside, beyond), kernel, stride, (1, 1)).squeeze(3)  # [B, H', W', kh, kw]
     windows = _unfold(F.pad(points, beyond), kernel, stride, (1, 1))  # [B, H', W', C, kh, kw]
     return midpoint(windows, w, c=c, reducedim=(4, 5), dim=3).movedim(-1, 1)
-
-
-def poincare_max_pool2d(
-    x: Tensor,
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int] | None = None,
-    padding: int | Sequence[int] = 0,
-    *,
-    c: Curvature,
-) -> Tensor:
-    """The point farthest from the origin in every window of ``x [B, C, H, W]``; padding is never chosen."""
-    kernel, padding = _tuple(kernel_size, 2), _tuple(padding, 2)
-    stride = kernel if stride is None else _tuple(stride, 2)
-    far = _pad(gmath.dist0(x, k=_k(c, x), dim=1, keepdim=True), padding, value=-1.0)
-    far = _unfold(far, kernel, stride, (1, 1)).squeeze(3).flatten(3)  # [B, H', W', kh * kw]
-    windows = _unfold(_pad(x, padding), kernel, stride, (1, 1)).flatten(4)  # [B, H', W', C, kh * kw]
-    index = far.argmax(3)[..., None, None].expand(-1, -1, -1, x.size(1), 1)
-    return windows.gather(4, index).squeeze(4).movedim(-1, 1)
 
 
 def poincare_adaptive_avg_pool2d(x: Tensor, output_size: int | Sequence[int], *, c: Curvature) -> Tensor:

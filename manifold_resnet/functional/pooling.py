@@ -1,4 +1,4 @@
-"""Pooling: the Poincaré midpoint of each window, or its point farthest from the origin."""
+"""Average pooling by the Poincaré midpoint of each window."""
 
 from __future__ import annotations
 
@@ -108,49 +108,3 @@ def poincare_adaptive_avg_pool2d(
         If `x` is not four-dimensional, a chart is unknown or `c` is not positive.
     """
     return _pool(x, lambda t: F.adaptive_avg_pool2d(t, output_size), c, in_chart, out_chart)
-
-
-def poincare_max_pool2d(
-    x: Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Size = 0,
-    *,
-    c: Tensor | float,
-    in_chart: Chart = "ball",
-    out_chart: Chart = "ball",
-) -> Tensor:
-    """Of each window of an image of points, the point farthest from the origin.
-
-    Parameters
-    ----------
-    x : Tensor
-        Images of points, ``(batch, channels, H, W)``, along dimension 1.
-    kernel_size, stride, padding
-        As ``torch.nn.functional.max_pool2d``. Padding is never chosen.
-    c : Tensor or float
-        The curvature of the space is ``-c``.
-    in_chart, out_chart : {"ball", "tangent", "hyperboloid"}
-        Charts of the input and of the result.
-
-    Returns
-    -------
-    Tensor
-        Images of points, ``(batch, channels, H_out, W_out)``.
-
-    Raises
-    ------
-    ValueError
-        If `x` is not four-dimensional, a chart is unknown or `c` is not positive.
-    """
-    if x.ndim != 4:
-        raise ValueError(f"x must have shape (batch, channels, H, W), got {tuple(x.shape)}")
-    check_chart(out_chart, "out_chart")
-    x = full_precision(x)
-    square = (x.detach() * x.detach()).sum(1, keepdim=True)  # in every chart it grows with the distance
-    try:
-        _, index = F.max_pool2d(square, kernel_size, stride, padding, return_indices=True)
-    except RuntimeError as error:
-        raise ValueError(f"cannot pool images of shape {tuple(x.shape)}: {error}") from None
-    y = x.flatten(2).gather(2, index.flatten(2).expand(-1, x.shape[1], -1))
-    return convert(y.view(*x.shape[:2], *index.shape[2:]), in_chart, out_chart, c=c, dim=1)

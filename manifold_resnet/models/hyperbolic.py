@@ -20,12 +20,12 @@ from manifold_resnet.nn import (
     PoincareBatchNorm2d,
     PoincareConv2d,
     PoincareLinear,
-    PoincareMaxPool2d,
     PoincareMLR,
     PoincareReLU,
     PoincareResidual,
 )
 from manifold_resnet.nn.hyperplanes import WeightOn
+from manifold_resnet.nn.max_pool import PoincareMaxPool2d
 
 Stem = Literal["small", "imagenet"]
 Block = Literal["basic", "bottleneck"]

@@ -17,10 +17,11 @@ from manifold_resnet.functional import expmap0
 from manifold_resnet.models.compat import EPS
 from manifold_resnet.models.euclidean import EuclideanResNet
 from manifold_resnet.models.hyperbolic import PoincareResNet
-from manifold_resnet.nn import PoincareMaxPool2d, PoincareMLR, PoincareResidual
+from manifold_resnet.nn import PoincareMLR, PoincareResidual
 from manifold_resnet.nn.base import PoincareModule
 from manifold_resnet.nn.batch_norm import _PoincareBatchNorm
 from manifold_resnet.nn.hyperplanes import _Hyperplanes
+from manifold_resnet.nn.max_pool import PoincareMaxPool2d
 
 Source = Literal["authors", "hypll"]
 _NAMES = {"authors": "the authors' code", "hypll": "HypLL"}

@@ -20,7 +20,6 @@ from manifold_resnet.nn.radial import (
     LogMap0,
     PoincareAdaptiveAvgPool2d,
     PoincareAvgPool2d,
-    PoincareMaxPool2d,
     PoincareReLU,
     PoincareResidual,
 )
@@ -39,7 +38,6 @@ __all__ = [
     "PoincareConv3d",
     "PoincareLinear",
     "PoincareMLR",
-    "PoincareMaxPool2d",
     "PoincareReLU",
     "PoincareResidual",
     "init",

@@ -11,7 +11,6 @@ from manifold_resnet.functional import (
     convert,
     poincare_adaptive_avg_pool2d,
     poincare_avg_pool2d,
-    poincare_max_pool2d,
     poincare_relu,
 )
 from manifold_resnet.functional._checks import Chart, check_chart, curvature, full_precision
@@ -151,36 +150,6 @@ class PoincareAdaptiveAvgPool2d(PoincareModule):
 
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}, {super().extra_repr()}"
-
-
-class PoincareMaxPool2d(PoincareModule):
-    """Point farthest from the origin in each window of images of points ``(batch, channels, H, W)``, dimension 1.
-
-    Parameters
-    ----------
-    kernel_size, stride, padding
-        As ``torch.nn.MaxPool2d``.
-    ball : geoopt.PoincareBall
-        The manifold.
-    """
-
-    def __init__(
-        self,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] | None = None,
-        padding: int | tuple[int, int] = 0,
-        *,
-        ball: geoopt.PoincareBall,
-    ) -> None:
-        super().__init__(ball, 1)
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-
-    def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
-        """Map images of points to smaller images of points."""
-        self._check_points(x, in_chart)
-        return poincare_max_pool2d(
-            x, self.kernel_size, self.stride, self.padding, c=self.c, in_chart=in_chart, out_chart=out_chart
-        )
 
 
 class PoincareResidual(BoundedModule):
