@@ -121,7 +121,7 @@ class Config:
         _text,
         "NAME",
         "hyperbolic, euclidean or euclideanwhypclass (Euclidean with a hyperbolic classifier), then three "
-        "widths, resnet, and a depth 6n+2",
+        "widths, resnet, and a depth 6n+2; or then resnet18, resnet34 or resnet50",
     )
     variant: str | None = _option(
         None, "network", _text, "NAME", "paper for the published configuration (default: what learns best)"
