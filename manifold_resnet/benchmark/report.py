@@ -19,7 +19,7 @@ def table(results: dict[str, Any]) -> str:
     lines = []
 
     def row(title: str, cells: Iterable[str]) -> None:
-        lines.append(f"{title:22}" + "".join(f"{cell:>30}" for cell in cells))
+        lines.append(f"{title:22}" + "".join(f"{cell:>32}" for cell in cells))
 
     def times(title: str, measured: dict[str, dict[str, float]]) -> None:
         cells = []

@@ -23,11 +23,14 @@ from manifold_resnet.benchmark.measure import interleave, kept_bytes, largest_di
 from manifold_resnet.benchmark.naive import NaiveResNet
 from manifold_resnet.functional import naive, set_backend
 from manifold_resnet.models import create_model
+from manifold_resnet.models.hyperbolic import PoincareResNet
+from manifold_resnet.models.imagenet import DEPTHS, WIDTHS
 from manifold_resnet.optim import RiemannianAdam
 
 _logger = logging.getLogger("manifold_resnet")
 #: how far loss and gradients may be from the plain composition's, relative, in float64
 AGREEMENT = 1e-6
+_MODELS = tuple(f"resnet{depth}" for depth in DEPTHS)
 _SWEEPS: dict[str, list[dict[str, Any]]] = {
     "width": [{"widths": w, "batch_size": 32} for w in ("8-16-32", "16-32-64", "32-64-128", "64-128-256")],
     "depth": [{"depth": d} for d in (20, 56, 110)],
@@ -46,20 +49,23 @@ class Settings:
         Channels of the three groups, for example ``"8-16-32"``.
     depth : int
         Depth of the networks, 6n + 2.
-    batch_size, image_size : int
-        Images in a batch, and their height and width.
+    batch_size, image_size : int or None
+        Images in a batch, and their height and width. None: 128 of 32, with `model` 4 of 224.
     c : float
         The curvature of the ball is ``-c``.
-    rounds : int
-        Calls that count, of each contender.
-    naive : bool
-        Measure the plain composition of geoopt calls too (slow, and needs tens of times the memory).
+    rounds : int or None
+        Calls that count, of each contender. None: 15, with `model` 5.
+    naive : bool or None
+        Measure the plain composition of geoopt calls too (slow, and needs tens of times the memory). None: yes, but
+        not with `model`.
     sweeps : tuple of {"width", "depth", "batch", "image"}
         What to vary, one after the other.
     device : {"cpu", "cuda"}
         Where.
     threads : int or None
         Threads on the CPU; None: as torch does.
+    model : {None, "resnet18", "resnet34", "resnet50"}
+        A network of the ImageNet family, next to torchvision's; takes the place of `widths` and `depth`.
 
     Raises
     ------
@@ -69,16 +75,25 @@ class Settings:
 
     widths: str = "8-16-32"
     depth: int = 20
-    batch_size: int = 128
-    image_size: int = 32
+    batch_size: int = None  # type: ignore[assignment]  # filled in below, as the next three
+    image_size: int = None  # type: ignore[assignment]
     c: float = 0.1
-    rounds: int = 15
-    naive: bool = True
+    rounds: int = None  # type: ignore[assignment]
+    naive: bool = None  # type: ignore[assignment]
     sweeps: tuple[str, ...] = ()
     device: str = "cpu"
     threads: int | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
+        if self.model is not None:
+            self._check_model()
+        usual = {"batch_size": 128, "image_size": 32, "rounds": 15, "naive": True}
+        if self.model is not None:
+            usual = {"batch_size": 4, "image_size": 224, "rounds": 5, "naive": False}
+        for name, value in usual.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         for name in ("depth", "batch_size", "image_size", "rounds"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise UserError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
@@ -96,9 +111,20 @@ class Settings:
         except ValueError as error:
             raise UserError(str(error)) from None
 
-    def name(self, kind: str) -> str:
-        """Name of a model, as `create_model` takes it."""
-        return f"{kind}-{self.widths}-resnet-{self.depth}"
+    def _check_model(self) -> None:
+        if self.model not in _MODELS:
+            raise UserError(f"unknown model {self.model!r}; choose from {', '.join(_MODELS)}")
+        if (self.widths, self.depth) != (Settings.widths, Settings.depth):
+            raise UserError(f"widths and depth do not go with model {self.model}: it has its own; leave them out")
+        refused = "naive" if self.naive else "sweeps" if self.sweeps else None
+        if refused is not None:
+            raise UserError(f"{refused} does not go with model {self.model}; leave it out")
+
+    def name(self, kind: str, depth: int | None = None) -> str:
+        """Name of a model, as `create_model` takes it; `depth` takes the place of the settings' own."""
+        if self.model is not None:
+            return f"{kind}-{self.model}"
+        return f"{kind}-{self.widths}-resnet-{self.depth if depth is None else depth}"
 
     def batch(self, size: int | None = None) -> tuple[Tensor, Tensor]:
         """Random images and labels: what is measured here does not depend on what they show."""
@@ -166,10 +192,16 @@ def _peak(settings: Settings, name: str) -> int:
 def _agreement(settings: Settings) -> dict[str, float]:
     """How far loss and gradients are from the plain composition's, in float64, relative; for each backend.
 
-    On two small images and depth 8, because of what the plain composition needs in memory.
+    On two small images and depth 8, or with few channels, because of what the plain composition needs in memory.
     """
-    settings = replace(settings, depth=8, image_size=min(settings.image_size, 12))
-    model = create_model(settings.name("hyperbolic"), c=settings.c).to(settings.device).double()
+    settings = replace(settings, image_size=min(settings.image_size, 12))
+    if settings.model is None:
+        model = create_model(settings.name("hyperbolic", depth=8), c=settings.c)
+    else:
+        block, blocks = DEPTHS[int(settings.model.removeprefix("resnet"))]
+        ball = geoopt.PoincareBall(settings.c)
+        model = PoincareResNet((4, 6, 8, 8), blocks, stem="imagenet", block=block, ball=ball)
+    model = model.to(settings.device).double()
     images, labels = settings.batch(2)
 
     def results(network: nn.Module, backend: str) -> list[Tensor]:
@@ -184,6 +216,8 @@ def _agreement(settings: Settings) -> dict[str, float]:
 def _layers(settings: Settings, contenders: Iterable[str]) -> dict[str, Any]:
     """Forward and backward of single layers, at the sizes of the network's first group."""
     channels, size = int(settings.widths.partition("-")[0]), settings.image_size
+    if settings.model is not None:
+        channels, size = WIDTHS[0], max(size // 4, 1)
     ball = geoopt.PoincareBall(settings.c).to(settings.device)
     shape = (settings.batch_size, channels, size, size)
     g = torch.Generator().manual_seed(0)

@@ -11,13 +11,13 @@ from importlib import metadata
 from typing import Any, NoReturn
 
 from manifold_resnet._errors import UserError
-from manifold_resnet.cli import benchmark, optimizers, robustness, training
+from manifold_resnet.cli import benchmark, convert, optimizers, robustness, training
 
 __all__ = ["main"]
 
 _PROGRAM = "manifold-resnet"
 _DEBUG = "MANIFOLD_RESNET_DEBUG"
-_COMMANDS = training.COMMANDS | benchmark.COMMANDS | optimizers.COMMANDS | robustness.COMMANDS
+_COMMANDS = training.COMMANDS | benchmark.COMMANDS | optimizers.COMMANDS | robustness.COMMANDS | convert.COMMANDS
 
 
 class _Parser(argparse.ArgumentParser):

@@ -16,12 +16,13 @@ def _benchmark_options(parser: argparse.ArgumentParser) -> None:
 
     add("--widths", metavar="A-B-C", help="channels of the three groups (default: 8-16-32)")
     add("--depth", metavar="N", type=int, help="depth of the networks, 6n + 2 (default: 20)")
-    add("--batch-size", metavar="N", type=int, help="images in a batch (default: 128)")
-    add("--image-size", metavar="N", type=int, help="height and width of the images (default: 32)")
+    add("--model", metavar="NAME", help="instead of these: resnet18, resnet34 or resnet50, next to torchvision's")
+    add("--batch-size", metavar="N", type=int, help="images in a batch (default: 128, with --model 4)")
+    add("--image-size", metavar="N", type=int, help="height and width of the images (default: 32, with --model 224)")
     add("--c", metavar="C", type=float, help="the curvature of the ball is -C (default: 0.1)")
-    add("--rounds", metavar="N", type=int, help="calls that count, of each network (default: 15)")
+    add("--rounds", metavar="N", type=int, help="calls that count, of each network (default: 15, with --model 5)")
     add("--naive", action=argparse.BooleanOptionalAction, help="measure the plain composition of geoopt calls too: "
-        "slow, and needs gigabytes (default: yes)")  # fmt: skip
+        "slow, and needs gigabytes (default: yes, with --model no)")  # fmt: skip
     add("--sweeps", metavar="NAME", nargs="*", help="vary these one by one: width, depth, batch, image")
     add("--device", metavar="NAME", help="cpu or cuda (default: cpu)")
     add("--threads", metavar="N", type=int, help="threads on the CPU (default: as torch does)")
@@ -50,7 +51,8 @@ COMMANDS = {
         "examples:\n"
         "  manifold-resnet benchmark                              a few minutes and 8 GB of memory\n"
         "  manifold-resnet benchmark --no-naive --sweeps depth batch\n"
-        "  manifold-resnet benchmark --widths 64-128-256 --batch-size 32 --no-naive",
+        "  manifold-resnet benchmark --widths 64-128-256 --batch-size 32 --no-naive\n"
+        "  manifold-resnet benchmark --model resnet18            images of 224 x 224, next to torchvision's",
         _benchmark_options,
         _benchmark,
     ),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import geoopt
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manifold_resnet.functional._checks import Chart
+from manifold_resnet.models.compat import check_compat, fully_connected
 from manifold_resnet.nn import ExpMap0, PoincareMLR
 from manifold_resnet.nn.hyperplanes import WeightOn
 
@@ -46,6 +50,15 @@ class EuclideanResNet(nn.Module):
         ball, and the logits are distances to hyperplanes.
     init, weight_on, max_distance
         Of the hyperbolic classifier, see `PoincareMLR` and `ExpMap0`.
+    compat : {None, "authors"}
+        "authors" makes the hyperbolic classifier what it is in the code published with the paper: a fully connected
+        layer with another conformal factor, its output's tangent coordinates as logits; see
+        `manifold_resnet.models.compat`.
+
+    Raises
+    ------
+    ValueError
+        If an option has an unknown value.
     """
 
     def __init__(
@@ -59,6 +72,7 @@ class EuclideanResNet(nn.Module):
         init: str = "gaussian",
         weight_on: WeightOn = "ball",
         max_distance: float | None = None,
+        compat: Literal["authors"] | None = None,
     ) -> None:
         super().__init__()
 
@@ -82,9 +96,22 @@ class EuclideanResNet(nn.Module):
             self.expmap0 = ExpMap0(ball=ball, max_distance=max_distance)
             self.fc = PoincareMLR(widths[2], num_classes, ball=ball, init=init, weight_on=weight_on)
         self.in_channels, self.num_classes = in_channels, num_classes
+        self.compat: Literal["authors"] | None = None
+        self.set_compat(compat)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Pooled features ``(batch, widths[2])`` before the classifier: ball points if that is hyperbolic."""
+    def set_compat(self, compat: Literal["authors"] | None) -> None:
+        """Compute from now on what the published code computes ("authors"), or what is right (None).
+
+        Raises
+        ------
+        ValueError
+            If `compat` is unknown.
+        """
+        check_compat(compat)
+        self.compat = compat
+
+    def features(self, images: Tensor, out_chart: Chart = "ball") -> Tensor:
+        """Pooled features ``(batch, widths[2])`` before the classifier: points in `out_chart` if that is hyperbolic."""
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(
                 f"images must have shape (batch, {self.in_channels}, H, W), got {tuple(images.shape)}: "
@@ -92,8 +119,11 @@ class EuclideanResNet(nn.Module):
             )
         x = F.relu(self.bn(self.conv(images)))
         x = self.group3(self.group2(self.group1(x)))
-        return self.expmap0(x.mean((2, 3)))
+        x = x.mean((2, 3))
+        return self.expmap0(x, out_chart=out_chart) if isinstance(self.expmap0, ExpMap0) else x
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(batch, in_channels, H, W)`` to logits ``(batch, num_classes)``."""
+        if self.compat is not None and isinstance(self.fc, PoincareMLR):
+            return fully_connected(self.fc, self.features(images, out_chart="tangent"))
         return self.fc(self.features(images))

@@ -1,14 +1,19 @@
-"""Poincaré residual network for images: everything from the pixels to the logits on the ball."""
+"""Poincaré residual networks for images: everything from the pixels to the logits on the ball."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import geoopt
 from torch import Tensor, nn
 
+from manifold_resnet.functional import convert
 from manifold_resnet.functional._checks import Chart
 from manifold_resnet.functional.batch_norm import Mean, Scale
+from manifold_resnet.models.blocks import PoincareBlock, PoincareBottleneck
+from manifold_resnet.models.compat import check_compat, fully_connected
+from manifold_resnet.models.compat import features as authors_features
 from manifold_resnet.nn import (
     ExpMap0,
     PoincareAdaptiveAvgPool2d,
@@ -20,72 +25,36 @@ from manifold_resnet.nn import (
     PoincareResidual,
 )
 from manifold_resnet.nn.hyperplanes import WeightOn
+from manifold_resnet.nn.max_pool import PoincareMaxPool2d
 
-
-class PoincareBlock(nn.Module):
-    """Two convolutions with norms, added to the input with a Möbius residual connection, and a tangent ReLU.
-
-    Between blocks, points travel as tangent vectors at the origin.
-
-    Parameters
-    ----------
-    conv1, conv2 : PoincareConv2d
-        The convolutions.
-    bn1, bn2 : PoincareBatchNorm2d
-        Their norms.
-    residual : PoincareResidual
-        The connection.
-    relu : PoincareReLU or None
-        The activation.
-    downsample : PoincareConv2d or None
-        What the shortcut goes through where the shape changes.
-    """
-
-    def __init__(
-        self,
-        conv1: PoincareConv2d,
-        bn1: PoincareBatchNorm2d,
-        conv2: PoincareConv2d,
-        bn2: PoincareBatchNorm2d,
-        residual: PoincareResidual,
-        relu: PoincareReLU | None,
-        downsample: PoincareConv2d | None,
-    ) -> None:
-        super().__init__()
-        self.conv1, self.bn1, self.conv2, self.bn2 = conv1, bn1, conv2, bn2
-        self.residual, self.relu, self.downsample = residual, relu, downsample
-
-    def forward(self, u: Tensor) -> Tensor:
-        """Map tangent vectors at the origin ``(batch, in, H, W)`` to ``(batch, out, H_out, W_out)``."""
-        relu = self.relu is not None
-        h = self.conv1(u, in_chart="tangent", out_chart="hyperboloid")
-        v = self.bn1(h, in_chart="hyperboloid", out_chart="tangent", relu=relu)
-        h = self.conv2(v, in_chart="tangent", out_chart="hyperboloid")
-        h = self.bn2(h, in_chart="hyperboloid", out_chart="hyperboloid")
-        shortcut, chart = u, "tangent"
-        if self.downsample is not None:
-            shortcut, chart = self.downsample(u, in_chart="tangent", out_chart="hyperboloid"), "hyperboloid"
-        return self.residual(h, shortcut, in_chart="hyperboloid", shortcut_chart=chart, out_chart="tangent", relu=relu)
+Stem = Literal["small", "imagenet"]
+Block = Literal["basic", "bottleneck"]
 
 
 class PoincareResNet(nn.Module):
-    """Poincaré residual network of the CIFAR family (van Spengler et al. 2023, sec. 3 and 4).
+    """Poincaré residual network (van Spengler et al. 2023, sec. 3 and 4).
 
-    Images of pixels, taken as tangent vectors at the origin, are mapped onto the ball; a convolution, three groups of
-    residual blocks (the second and third halve the image), midpoint pooling, and a hyperbolic classifier follow.
+    Images of pixels, taken as tangent vectors at the origin, are mapped onto the ball; a stem, groups of residual
+    blocks (each but the first halves the image), midpoint pooling, and a hyperbolic classifier follow.
 
     Parameters
     ----------
-    widths : tuple of int
-        Channels of the three groups.
-    blocks : int
-        Residual blocks per group; the depth is ``6 * blocks + 2``.
+    widths : sequence of int
+        Channels of the groups: three in the CIFAR family, four in the ImageNet family.
+    blocks : int or sequence of int
+        Residual blocks of each group. With three groups of n basic blocks each, the depth is ``6n + 2``.
     num_classes : int
         Number of logits.
+    stem : {"small", "imagenet"}
+        "small" is a 3x3 convolution with norm and ReLU, as in the paper. "imagenet" is the stem of He et al. (CVPR
+        2016): a 7x7 convolution of stride 2 with norm and ReLU, then 3x3 max pooling of stride 2 by distance from the
+        origin; it also puts a norm after the convolution of shortcuts, as that family has it.
+    block : {"basic", "bottleneck"}
+        Two 3x3 convolutions; or 1x1, 3x3 and 1x1 with four times the group's channels coming out.
     in_channels : int
         Channels of the images.
     ball : geoopt.PoincareBall
-        The manifold, shared by all layers.
+        The manifold, shared by all layers; it runs along dimension 1 of images of points.
     residual : {"fr", "rf"}
         Order of the Möbius sum: ``f(x) (+) shortcut`` (the paper) or ``shortcut (+) f(x)``.
     activation : {"relu", None}
@@ -104,19 +73,32 @@ class PoincareResNet(nn.Module):
         Learn the hyperplanes' offsets.
     max_distance : float, optional
         Bound on the points' geodesic distance from the origin; None: ``DEFAULT_MAX_DISTANCE / sqrt(c)``.
+    compat : {None, "authors"}
+        "authors" computes what the code published with the paper computes, to check old results with; see
+        `manifold_resnet.models.compat`. Needs the options of ``variant="paper"``.
 
     Raises
     ------
     ValueError
-        If an option has an unknown value.
+        If an option has an unknown value, or `widths` and `blocks` do not go together.
+
+    Examples
+    --------
+    >>> import geoopt, torch, manifold_resnet as mr
+    >>> ball = geoopt.PoincareBall(c=0.1)
+    >>> model = mr.models.PoincareResNet((4, 8), (1, 2), num_classes=5, in_channels=1, ball=ball)
+    >>> model(torch.zeros(2, 1, 9, 9)).shape
+    torch.Size([2, 5])
     """
 
     def __init__(
         self,
-        widths: tuple[int, int, int],
-        blocks: int,
+        widths: Sequence[int],
+        blocks: int | Sequence[int],
         num_classes: int = 10,
         *,
+        stem: Stem = "small",
+        block: Block = "basic",
         in_channels: int = 3,
         ball: geoopt.PoincareBall,
         residual: Literal["fr", "rf"] = "fr",
@@ -128,12 +110,22 @@ class PoincareResNet(nn.Module):
         weight_on: WeightOn = "ball",
         bias: bool = True,
         max_distance: float | None = None,
+        compat: Literal["authors"] | None = None,
     ) -> None:
         super().__init__()
         if activation not in ("relu", None):
             raise ValueError(f"activation must be 'relu' or None, got {activation!r}")
         if head not in ("mlr", "fc"):
             raise ValueError(f"head must be 'mlr' or 'fc', got {head!r}")
+        if stem not in ("small", "imagenet"):
+            raise ValueError(f"stem must be 'small' or 'imagenet', got {stem!r}")
+        if block not in ("basic", "bottleneck"):
+            raise ValueError(f"block must be 'basic' or 'bottleneck', got {block!r}")
+        counts = [blocks] * len(widths) if isinstance(blocks, int) else list(blocks)
+        if not widths or len(counts) != len(widths) or min([*widths, *counts]) < 1:
+            raise ValueError(
+                f"widths and blocks must be positive, one of each for every group; got {tuple(widths)} and {blocks}"
+            )
         self.ball = ball
         relu = PoincareReLU(ball=ball, dim=1) if activation == "relu" else None
 
@@ -146,35 +138,64 @@ class PoincareResNet(nn.Module):
         def norm(channels: int) -> PoincareBatchNorm2d:
             return PoincareBatchNorm2d(channels, ball=ball, mean=mean, scale=scale, max_distance=max_distance)
 
-        def block(inputs: int, outputs: int, stride: int) -> PoincareBlock:
+        def residual_block(inputs: int, width: int, stride: int) -> PoincareBlock:
+            outputs = width * expansion
+            changes = stride != 1 or inputs != outputs
+            connection = PoincareResidual(ball=ball, order=residual, max_distance=max_distance)
+            downsample = conv(inputs, outputs, 1, stride) if changes else None
+            downsample_norm = norm(outputs) if changes and stem == "imagenet" else None
+            shared = (connection, relu, downsample, downsample_norm)
+            if block == "bottleneck":
+                return PoincareBottleneck(
+                    conv(inputs, width, 1), norm(width), conv(width, width, 3, stride), norm(width),
+                    conv(width, outputs, 1), norm(outputs), *shared,
+                )  # fmt: skip
             return PoincareBlock(
-                conv(inputs, outputs, 3, stride),
-                norm(outputs),
-                conv(outputs, outputs, 3),
-                norm(outputs),
-                PoincareResidual(ball=ball, order=residual, max_distance=max_distance),
-                relu,
-                conv(inputs, outputs, 1, stride) if stride != 1 or inputs != outputs else None,
+                conv(inputs, width, 3, stride), norm(width), conv(width, width, 3), norm(width), *shared
             )
 
-        def group(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-            return nn.Sequential(*(block(outputs if i else inputs, outputs, 1 if i else stride) for i in range(blocks)))
-
+        expansion = 4 if block == "bottleneck" else 1
         self.expmap0 = ExpMap0(ball=ball, dim=1, max_distance=max_distance)
-        self.conv = conv(in_channels, widths[0], 3)
+        self.conv = conv(in_channels, widths[0], 7, 2) if stem == "imagenet" else conv(in_channels, widths[0], 3)
         self.bn = norm(widths[0])
         self.relu = relu
-        self.group1 = group(widths[0], widths[0], 1)
-        self.group2 = group(widths[0], widths[1], 2)
-        self.group3 = group(widths[1], widths[2], 2)
+        self.maxpool = PoincareMaxPool2d(3, 2, 1, ball=ball) if stem == "imagenet" else None
+        channels = widths[0]
+        for i, (width, count) in enumerate(zip(widths, counts, strict=True)):
+            group = nn.Sequential()
+            for j in range(count):
+                group.append(residual_block(channels, width, 2 if i > 0 and j == 0 else 1))
+                channels = width * expansion
+            self.add_module(f"group{i + 1}", group)
         self.pool = PoincareAdaptiveAvgPool2d(1, ball=ball)
         if head == "mlr":
-            self.fc: nn.Module = PoincareMLR(widths[2], num_classes, ball=ball, init=init, weight_on=weight_on)
+            self.fc: nn.Module = PoincareMLR(channels, num_classes, ball=ball, init=init, weight_on=weight_on)
         else:
             self.fc = PoincareLinear(
-                widths[2], num_classes, ball=ball, init=init, weight_on=weight_on, max_distance=max_distance
+                channels, num_classes, ball=ball, init=init, weight_on=weight_on, max_distance=max_distance
             )
         self.in_channels, self.num_classes, self.head = in_channels, num_classes, head
+        self.stem, self.block, self.scale = stem, block, scale
+        self.compat: Literal["authors"] | None = None
+        self.set_compat(compat)
+        self._groups = len(counts)
+
+    def set_compat(self, compat: Literal["authors"] | None) -> None:
+        """Compute from now on what the published code computes ("authors"), or what is right (None).
+
+        Raises
+        ------
+        ValueError
+            If `compat` is unknown, or the network is not of the kind that the published code has.
+        """
+        needed = {"stem": "small", "block": "basic", "scale": "scalar", "head": "fc"}
+        check_compat(compat, **{name: (getattr(self, name), value) for name, value in needed.items()})
+        self.compat = compat
+
+    @property
+    def groups(self) -> list[nn.Sequential]:
+        """The groups of blocks, ``group1`` and so on, in order."""
+        return [cast(nn.Sequential, self.get_submodule(f"group{i + 1}")) for i in range(self._groups)]
 
     def features(self, images: Tensor, out_chart: Chart = "ball") -> Tensor:
         """The pooled points before the classifier.
@@ -189,7 +210,7 @@ class PoincareResNet(nn.Module):
         Returns
         -------
         Tensor
-            Points ``(batch, widths[2])``.
+            Points ``(batch, channels)``, the channels of the last group.
 
         Raises
         ------
@@ -201,15 +222,22 @@ class PoincareResNet(nn.Module):
                 f"images must have shape (batch, {self.in_channels}, H, W), got {tuple(images.shape)}: "
                 f"create the model with in_channels= the images' number of channels"
             )
+        if self.compat is not None:
+            return convert(authors_features(self, images), "tangent", out_chart, c=self.ball.c, dim=1)
         u = self.expmap0(images, out_chart="tangent")
         h = self.conv(u, in_chart="tangent", out_chart="hyperboloid")
         u = self.bn(h, in_chart="hyperboloid", out_chart="tangent", relu=self.relu is not None)
-        u = self.group3(self.group2(self.group1(u)))
+        if self.maxpool is not None:
+            u = self.maxpool(u, in_chart="tangent", out_chart="tangent")
+        for group in self.groups:
+            u = group(u)
         return self.pool(u, in_chart="tangent", out_chart=out_chart).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(batch, in_channels, H, W)`` to logits ``(batch, num_classes)``."""
         u = self.features(images, out_chart="tangent")
+        if self.compat is not None:
+            return fully_connected(cast(PoincareLinear, self.fc), u)
         if self.head == "mlr":
             return self.fc(u, in_chart="tangent")
         return self.fc(u, in_chart="tangent", out_chart="tangent")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import geoopt
@@ -12,11 +13,14 @@ from torch import nn
 
 from manifold_resnet.models.euclidean import EuclideanResNet
 from manifold_resnet.models.hyperbolic import PoincareResNet
+from manifold_resnet.models.imagenet import DEPTHS, euclidean_imagenet_resnet, imagenet_resnet
 
-_NAME = re.compile(r"(hyperbolic|euclidean|euclideanwhypclass)-(\d+)-(\d+)-(\d+)-resnet-(\d+)")
+_KINDS = "(hyperbolic|euclidean|euclideanwhypclass)"
+_NAME = re.compile(_KINDS + r"-(\d+)-(\d+)-(\d+)-resnet-(\d+)")
+_IMAGENET_NAME = re.compile(_KINDS + r"-resnet(\d+)")
 _SCHEME = (
     "hyperbolic|euclidean|euclideanwhypclass - three widths - resnet - depth, "
-    "for example hyperbolic-8-16-32-resnet-20 (depth = 6n + 2)"
+    "for example hyperbolic-8-16-32-resnet-20 (depth = 6n + 2), or hyperbolic-resnet18, 34 or 50"
 )
 
 #: Options that a variant stands for; options given explicitly win.
@@ -35,8 +39,9 @@ _OPTIONS = {
         "weight_on",
         "bias",
         "max_distance",
+        "compat",
     },
-    "euclideanwhypclass": {"init", "weight_on", "max_distance"},
+    "euclideanwhypclass": {"init", "weight_on", "max_distance", "compat"},
     "euclidean": set(),
 }
 
@@ -61,7 +66,7 @@ def default_options(name: str, variant: str | None = None) -> dict[str, Any]:
     ValueError
         If the name or the variant is unknown.
     """
-    kind, _, _ = _parse(name)
+    kind = _parse(name).kind
     if variant is not None and variant not in VARIANTS:
         raise ValueError(f"variant must be None or one of {', '.join(VARIANTS)}; got {variant!r}")
     network = PoincareResNet if kind == "hyperbolic" else EuclideanResNet
@@ -70,8 +75,23 @@ def default_options(name: str, variant: str | None = None) -> dict[str, Any]:
     return {option: chosen.get(option, signature[option].default) for option in sorted(_OPTIONS[kind])}
 
 
-def _parse(name: str) -> tuple[str, tuple[int, int, int], int]:
-    """Kind, widths and blocks per group."""
+@dataclass(frozen=True)
+class _Name:
+    """What a name says: blocks per group, of three groups; or a depth of the ImageNet family."""
+
+    kind: str
+    widths: tuple[int, int, int] = (0, 0, 0)
+    blocks: int = 0
+    imagenet: int | None = None
+
+
+def _parse(name: str) -> _Name:
+    match = _IMAGENET_NAME.fullmatch(name)
+    if match is not None:
+        depth = int(match[2])
+        if depth not in DEPTHS:
+            raise ValueError(f"the depth of {name!r} must be one of {', '.join(map(str, DEPTHS))}")
+        return _Name(match[1], imagenet=depth)
     match = _NAME.fullmatch(name)
     if match is None:
         raise ValueError(f"unknown model {name!r}: the scheme is {_SCHEME}")
@@ -81,7 +101,7 @@ def _parse(name: str) -> tuple[str, tuple[int, int, int], int]:
     if depth < 8 or depth % 6 != 2:
         near = max(8, 6 * round((depth - 2) / 6) + 2)
         raise ValueError(f"the depth of {name!r} must be 6n + 2 with n >= 1 (8, 14, 20, 32, 56, 110, ...): try {near}")
-    return match[1], (first, second, third), (depth - 2) // 6
+    return _Name(match[1], (first, second, third), (depth - 2) // 6)
 
 
 def create_model(
@@ -101,7 +121,8 @@ def create_model(
     name : str
         ``hyperbolic-8-16-32-resnet-20``: a kind, the widths of three groups, and the depth ``6n + 2``. Kinds are
         "hyperbolic" (`PoincareResNet`), "euclidean" (its twin, `EuclideanResNet`) and "euclideanwhypclass" (the twin
-        with a hyperbolic classifier).
+        with a hyperbolic classifier). Or ``hyperbolic-resnet18``, 34 or 50: the ImageNet family, see
+        `poincare_resnet18`, whose Euclidean kinds are torchvision's networks.
     num_classes : int
         Number of logits.
     in_channels : int
@@ -114,8 +135,9 @@ def create_model(
         The configuration that learns best, or the published one (half the identity over the flattened patch, one
         Fréchet variance, a fully connected head, weights as tangent vectors).
     **options
-        Options of `PoincareResNet`, which win over the variant's. "euclideanwhypclass" takes ``init``, ``weight_on``
-        and ``max_distance``, "euclidean" none; the options of a variant that a kind does not have are left out.
+        Options of `PoincareResNet`, which win over the variant's. "euclideanwhypclass" takes ``init``, ``weight_on``,
+        ``max_distance`` and ``compat``, "euclidean" none; the options of a variant that a kind does not have are left
+        out.
 
     Returns
     -------
@@ -126,6 +148,8 @@ def create_model(
     ------
     ValueError
         If the name, the variant, an option or its value is unknown, or `c` is not positive.
+    ModuleNotFoundError
+        If a network of torchvision is asked for and torchvision is missing.
 
     Examples
     --------
@@ -134,7 +158,8 @@ def create_model(
     >>> model(torch.randn(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
-    kind, widths, blocks = _parse(name)
+    parsed = _parse(name)
+    kind = parsed.kind
     if num_classes < 1 or in_channels < 1:
         raise ValueError(f"num_classes and in_channels must be positive, got {num_classes} and {in_channels}")
     defaults = default_options(name, variant)
@@ -145,10 +170,10 @@ def create_model(
     if not (c > 0 and math.isfinite(c)):
         raise ValueError(f"c must be positive and finite (the ball's sectional curvature is -c), got {c}")
     options = {**defaults, **options}
-    if kind == "hyperbolic":
-        ball = geoopt.PoincareBall(c, learnable=learnable_c)
-        return PoincareResNet(widths, blocks, num_classes, in_channels=in_channels, ball=ball, **options)
-    if kind == "euclidean":
-        return EuclideanResNet(widths, blocks, num_classes, in_channels=in_channels)
-    ball = geoopt.PoincareBall(c, learnable=learnable_c)
-    return EuclideanResNet(widths, blocks, num_classes, in_channels=in_channels, ball=ball, **options)
+    if kind != "euclidean":
+        options["ball"] = geoopt.PoincareBall(c, learnable=learnable_c)
+    if parsed.imagenet is not None:
+        create = imagenet_resnet if kind == "hyperbolic" else euclidean_imagenet_resnet
+        return create(parsed.imagenet, num_classes, in_channels=in_channels, **options)
+    network = PoincareResNet if kind == "hyperbolic" else EuclideanResNet
+    return network(parsed.widths, parsed.blocks, num_classes, in_channels=in_channels, **options)

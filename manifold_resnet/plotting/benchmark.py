@@ -66,9 +66,15 @@ def plot_benchmark(results: Mapping[str, Any]) -> Figure:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.legend(frameon=False, ncols=len(contenders), loc="upper left")
     settings, machine = results["settings"], results["machine"]
+    model = settings.get("model")
+    subject = f"ResNet-{settings['depth']}, {settings['widths']} channels"
+    if model is not None:
+        size = settings["image_size"]
+        subject = f"{model.replace('resnet', 'ResNet-')} (Euclidean: torchvision's) on {size} x {size}"
     axes.set_title(
-        f"ResNet-{settings['depth']}, {settings['widths']} channels, batch {settings['batch_size']}, "
-        f"{machine['gpu'] if settings['device'] == 'cuda' else machine['processor']}, {machine['threads']} threads",
+        f"{subject}, batch {settings['batch_size']}, "
+        f"{machine['gpu'] if settings['device'] == 'cuda' else machine['processor']}, "
+        f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}",
         fontsize=10,
     )
     for i, (sweep, measured) in enumerate(sweeps.items()):

@@ -121,7 +121,7 @@ class Config:
         _text,
         "NAME",
         "hyperbolic, euclidean or euclideanwhypclass (Euclidean with a hyperbolic classifier), then three "
-        "widths, resnet, and a depth 6n+2",
+        "widths, resnet, and a depth 6n+2; or then resnet18, resnet34 or resnet50",
     )
     variant: str | None = _option(
         None, "network", _text, "NAME", "paper for the published configuration (default: what learns best)"
@@ -146,6 +146,9 @@ class Config:
     )
     activation: str | None = _option(None, "network", _text, "NAME", "relu or none")
     head: str | None = _option(None, "network", _text, "NAME", "classifier: mlr (distances to hyperplanes) or fc")
+    compat: str | None = _option(
+        None, "network", _text, "NAME", "authors: compute what the published code computes, to check its results"
+    )
     epochs: int | None = _option(
         None, "training", _count, "N", "passes over the training images (default: by data set)"
     )

@@ -78,6 +78,24 @@ def test_sweeps(tmp_path):
     write(results, tmp_path)
 
 
+def test_a_network_of_the_imagenet_family(tmp_path, capsys, monkeypatch):
+    """Next to torchvision's, through the command; by default four images of 224 x 224."""
+    pytest.importorskip("torchvision")
+    monkeypatch.setattr(run, "_peak", lambda settings, name: 1)  # takes processes of their own
+    arguments = ["--model", "resnet18", "--image-size", "32", "--batch-size", "2", "--rounds", "2"]
+    assert main(["benchmark", *arguments, "--output", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "benchmark.json").read_text())
+    assert results["agrees"]
+    assert "naive" not in results
+    assert results["network"]["step"]["compiled"]["ratio"] > 0
+    assert results["network"]["kept_bytes"]["compiled"] > results["network"]["kept_bytes"]["euclidean"] > 0
+    assert "training step" in capsys.readouterr().out
+    settings = Settings(model="resnet50")
+    assert (settings.batch_size, settings.image_size, settings.naive) == (4, 224, False)
+    assert settings.name("euclidean") == "euclidean-resnet50"
+    assert Settings().batch_size == 128
+
+
 def test_contenders_take_turns():
     calls = []
     seconds = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, "cpu")
@@ -117,6 +135,10 @@ def test_largest_difference():
         (["--widths", "8-16"], "hyperbolic-8-16-resnet-20"),
         (["--device", "tpu"], "device must be cpu or cuda, got 'tpu'"),
         (["--c", "-1"], "positive"),
+        (["--model", "resnet20"], "unknown model 'resnet20'; choose from resnet18, resnet34, resnet50"),
+        (["--model", "resnet18", "--depth", "32"], "widths and depth do not go with model resnet18"),
+        (["--model", "resnet18", "--naive"], "naive does not go with model resnet18"),
+        (["--model", "resnet18", "--sweeps", "batch"], "sweeps does not go with model resnet18"),
     ],
 )
 def test_wrong_options(option, message, capsys, tmp_path):

@@ -99,7 +99,7 @@ def test_unknown_names(bad, message):
         ("hyperbolic", {"weight_on": "sphere"}, "weight_on must be.*got 'sphere'"),
         ("hyperbolic", {"max_distance": -1.0}, "max_distance must be.*got -1"),
         ("hyperbolic", {"dropout": 0.5}, "do not take the option dropout; options: activation, .*weight_on"),
-        ("euclideanwhypclass", {"residual": "rf"}, "do not take the option residual; options: init, max_distance"),
+        ("euclideanwhypclass", {"residual": "rf"}, "do not take the option residual; options: compat, init"),
         ("euclidean", {"init": "identity"}, "euclidean models do not take the option init; options: none"),
     ],
 )
