@@ -75,7 +75,9 @@ class RiemannianAdam(RiemannianOptimizer, geoopt.optim.RiemannianAdam):
 
     Examples
     --------
-    >>> import geoopt, torch
+    >>> import geoopt
+    >>> import torch
+    >>> from manifold_resnet.optim import RiemannianAdam
     >>> ball = geoopt.PoincareBall(c=1.0)
     >>> x = geoopt.ManifoldParameter(torch.zeros(5, 2), manifold=ball)
     >>> optimizer = RiemannianAdam([x], lr=0.1)

@@ -60,7 +60,9 @@ class RiemannianSGD(RiemannianOptimizer, geoopt.optim.RiemannianSGD):
 
     Examples
     --------
-    >>> import geoopt, torch
+    >>> import geoopt
+    >>> import torch
+    >>> from manifold_resnet.optim import RiemannianSGD
     >>> ball = geoopt.PoincareBall(c=1.0)
     >>> x = geoopt.ManifoldParameter(torch.zeros(5, 2), manifold=ball)
     >>> optimizer = RiemannianSGD([x], lr=0.1, momentum=0.5)

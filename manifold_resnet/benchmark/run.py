@@ -71,6 +71,16 @@ class Settings:
     ------
     UserError
         If a value makes no sense.
+
+    Examples
+    --------
+    >>> from manifold_resnet.benchmark import Settings
+    >>> Settings(widths="64-128-256", batch_size=32).name("hyperbolic")
+    'hyperbolic-64-128-256-resnet-20'
+    >>> Settings(rounds=0)
+    Traceback (most recent call last):
+        ...
+    manifold_resnet._errors.UserError: rounds must be a positive integer, got 0
     """
 
     widths: str = "8-16-32"
@@ -363,6 +373,15 @@ def benchmark(settings: Settings) -> dict[str, Any]:
         ``settings``, ``machine``, ``agreement`` (largest relative difference of loss and gradients from the naive
         network's, float64), ``agrees``; ``network``, ``layers`` and ``sweeps``: seconds and ratios to the Euclidean
         network, medians and quartiles; bytes kept for the backward pass and the rise of memory in a step.
+
+    Examples
+    --------
+    >>> from manifold_resnet.benchmark import Settings, benchmark
+    >>> results = benchmark(Settings("4-4-8", depth=8, batch_size=2, image_size=8, rounds=2, naive=False))
+    >>> results["agrees"]
+    True
+    >>> results["network"]["step"]["euclidean"]["ratio"]
+    1.0
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

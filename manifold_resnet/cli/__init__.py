@@ -64,6 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         Exit code: 0, 2 for an error that the user can mend (one line on standard error), 130 after Ctrl-C.
+
+    Examples
+    --------
+    >>> from manifold_resnet.cli import main
+    >>> main(["evaluate", "runs/none"])  # there is no such run
+    2
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = bool(os.environ.get(_DEBUG)) or "--debug" in arguments

@@ -35,6 +35,14 @@ class ImageFacts:
         Height and width in pixels.
     mean, std : list of float
         Of each channel of the training images, pixels in [0, 1]; the network's input is (pixel - mean) / std.
+
+    Examples
+    --------
+    >>> from manifold_resnet.data import ImageData
+    >>> data = ImageData("digits")
+    >>> data.setup("fit")
+    >>> data.facts.size, data.facts.channels, len(data.facts.classes)
+    ([8, 8], 1, 10)
     """
 
     classes: list[str]
@@ -99,6 +107,15 @@ class ImageData(lightning.LightningDataModule):
         Processes that load images; 0 loads them in this one.
     facts : ImageFacts, optional
         Of the training images of an earlier run; by default they are taken from the data.
+
+    Examples
+    --------
+    >>> from manifold_resnet.data import ImageData
+    >>> data = ImageData("digits", batch_size=32)
+    >>> data.setup("fit")
+    >>> images, labels = next(iter(data.train_dataloader()))
+    >>> images.shape, labels.shape
+    (torch.Size([32, 1, 8, 8]), torch.Size([32]))
     """
 
     def __init__(

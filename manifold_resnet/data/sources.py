@@ -31,6 +31,12 @@ class Recipe:
         Length of the training, images per step, peak learning rate, weight decay.
     augment : {"crop-flip", "crop", "none"}
         Random changes of a training image; flips are for scenes that mean the same in a mirror.
+
+    Examples
+    --------
+    >>> from manifold_resnet.data import Recipe
+    >>> Recipe(epochs=20).batch_size
+    64
     """
 
     epochs: int = 100
@@ -53,6 +59,16 @@ class LabelledImages(Dataset):
         Name of each class.
     paths : sequence of str, optional
         File of each image, where there are files.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from manifold_resnet.data import LabelledImages
+    >>> grey = lambda i: Image.new("L", (8, 8), 100 * i)
+    >>> images = LabelledImages(grey, targets=[0, 1], classes=["dark", "bright"])
+    >>> image, label = images[1]
+    >>> image.getpixel((0, 0)), images.classes[label]
+    (100, 'bright')
     """
 
     def __init__(
@@ -143,6 +159,12 @@ def recipe_for(name: str) -> Recipe:
     ------
     UserError
         If there is no such data set.
+
+    Examples
+    --------
+    >>> from manifold_resnet.data import recipe_for
+    >>> recipe_for("digits").epochs
+    16
     """
     if name.startswith(_FOLDER) and name != _FOLDER:
         return Recipe()
@@ -179,6 +201,13 @@ def open_split(
     ------
     UserError
         If the name is unknown, or the images can't be found, downloaded or read.
+
+    Examples
+    --------
+    >>> from manifold_resnet.data import open_split
+    >>> test = open_split("digits", "test", "data")
+    >>> len(test), test[0][0].size
+    (360, (8, 8))
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")

@@ -62,6 +62,13 @@ def get_backend() -> Backend:
     ------
     ValueError
         If the environment variable names no backend.
+
+    Examples
+    --------
+    >>> import manifold_resnet as mr
+    >>> with mr.set_backend("eager"):
+    ...     mr.functional.get_backend()
+    'eager'
     """
     if _State.chosen is not None:
         return _State.chosen

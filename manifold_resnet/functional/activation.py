@@ -38,6 +38,14 @@ def poincare_relu(
     ------
     ValueError
         If a chart is unknown or `c` is not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> x = torch.tensor([[0.3, -0.4]])
+    >>> F.poincare_relu(x, c=1.0)  # the tangent vector, not the point, loses its negative coordinate
+    tensor([[0.3181, 0.0000]])
     """
     check_chart(out_chart, "out_chart")
     x = full_precision(x)

@@ -83,6 +83,14 @@ def mobius_add(x: Tensor, y: Tensor, *, c: Tensor | float, dim: int = -1) -> Ten
     Notes
     -----
     [1]_, eq. 4; backward [2]_, sec. 3.4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> x, y = torch.tensor([0.5, 0.0]), torch.tensor([0.5, 0.0])
+    >>> F.mobius_add(x, y, c=1.0)  # on a line (x + y) / (1 + xy), as velocities add
+    tensor([0.8000, 0.0000])
     """
     x, y, c = _pair(x, y, c)
     return project(_mobius_add_op(x, y, c, dim), c=c, dim=dim)
@@ -119,6 +127,14 @@ def expmap0(u: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
     -------
     Tensor
         Ball points, same shape as `u`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> u = torch.tensor([0.5, 0.0])
+    >>> F.expmap0(u, c=1.0)  # tanh(0.5)
+    tensor([0.4621, 0.0000])
     """
     return convert(u, "tangent", "ball", c=c, dim=dim)
 
@@ -139,6 +155,14 @@ def logmap0(x: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
     -------
     Tensor
         Tangent vectors at the origin, same shape as `x`; their norm is half the geodesic distance from the origin.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> x = torch.tensor([0.5, 0.0])
+    >>> F.logmap0(x, c=1.0)  # artanh(0.5): half the distance from the origin
+    tensor([0.5493, 0.0000])
     """
     return convert(x, "ball", "tangent", c=c, dim=dim)
 
@@ -166,6 +190,13 @@ def project(x: Tensor, *, c: Tensor | float, dim: int = -1, eps: float | None = 
     ------
     ValueError
         If `eps` is not between 0 and 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> F.project(torch.tensor([3.0, 4.0]), c=1.0)  # to norm 1 - 0.004
+    tensor([0.5976, 0.7968])
     """
     x = full_precision(x)
     eps = _GEOOPT_EPS[x.dtype] if eps is None else eps
@@ -207,6 +238,14 @@ def lambda_x(x: Tensor, *, c: Tensor | float, dim: int = -1, keepdim: bool = Fal
     -------
     Tensor
         Shape of `x` without `dim` (or with size one there).
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> x = torch.tensor([[0.0, 0.0], [0.6, 0.0]])
+    >>> F.lambda_x(x, c=1.0)  # 2 at the origin; 2 / (1 - 0.36)
+    tensor([2.0000, 3.1250])
     """
     x = full_precision(x)
     result = _lambda_x_op(x, curvature(c, x), dim)
@@ -266,6 +305,16 @@ def expmap(x: Tensor, u: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
     Notes
     -----
     [1]_, lemma 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> x, u = torch.tensor([0.5, 0.0]), torch.tensor([0.0, 0.3])
+    >>> F.dist(x, F.expmap(x, u, c=1.0), c=1.0)  # the length of u at x,
+    tensor(0.8000)
+    >>> F.lambda_x(x, c=1.0) * u.norm()  # which is this
+    tensor(0.8000)
     """
     x, u, c = _pair(x, u, c)
     return project(_expmap_op(x, u, c, dim), c=c, dim=dim)
@@ -323,6 +372,15 @@ def logmap(x: Tensor, y: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
     Notes
     -----
     [1]_, lemma 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> x, y = torch.tensor([0.5, 0.0]), torch.tensor([0.0, 0.5])
+    >>> u = F.logmap(x, y, c=1.0)
+    >>> torch.allclose(F.expmap(x, u, c=1.0), y, atol=1e-6)
+    True
     """
     x, y, c = _pair(x, y, c)
     return _logmap_op(x, y, c, dim)
@@ -396,6 +454,15 @@ def gyration(a: Tensor, b: Tensor, u: Tensor, *, c: Tensor | float, dim: int = -
     Notes
     -----
     Ungar: A gyrovector space approach to hyperbolic geometry, 2009.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> a, b, u = torch.tensor([[0.5, 0.0], [0.0, 0.5], [0.3, 0.4]])
+    >>> turned = F.gyration(a, b, u, c=1.0)
+    >>> turned, turned.norm()  # a rotation: the length is still 0.5
+    (tensor([0.4529, 0.2118]), tensor(0.5000))
     """
     a, b, u, c = _triple(a, b, u, c, "u")
     return _gyration_op(a, b, u, c, dim)
@@ -443,6 +510,14 @@ def transp(x: Tensor, y: Tensor, v: Tensor, *, c: Tensor | float, dim: int = -1)
     Notes
     -----
     [1]_, theorem 4 and eq. 12.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> x, y, v = torch.tensor([[0.0, 0.0], [0.6, 0.0], [0.0, 1.0]])
+    >>> F.transp(x, y, v, c=1.0)  # of the same length at y, where the metric is 1 / 0.64 times as large
+    tensor([0.0000, 0.6400])
     """
     x, y, v, c = _triple(x, y, v, c, "v")
     return _transp_op(x, y, v, c, dim)
@@ -503,6 +578,14 @@ def dist(x: Tensor, y: Tensor, *, c: Tensor | float, dim: int = -1, keepdim: boo
     Tensor
         Distances, of the broadcast shape without `dim` (or with size one there). Where the points coincide, the
         gradient is 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> x = torch.tensor([[0.0, 0.0], [0.6, 0.0]])
+    >>> F.dist(x[0], x[1], c=1.0)  # 2 artanh(0.6)
+    tensor(1.3863)
     """
     x, y, c = _pair(x, y, c)
     result = _dist_op(x, y, c, dim)

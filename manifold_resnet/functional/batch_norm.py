@@ -176,6 +176,15 @@ def midpoint_batch_norm(
     Notes
     -----
     [1]_, sec. 3.3; with ``about="frechet"`` [2]_, sec. 5.2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> x = F.expmap0(torch.randn(64, 3, generator=torch.Generator().manual_seed(0)), c=1.0)
+    >>> y = F.midpoint_batch_norm(x, c=1.0)
+    >>> F.frechet_variance(y, torch.zeros(3), c=1.0)  # one, about the origin
+    tensor(1.0000)
     """
     check_norm(about, scale)
     check_chart(out_chart, "out_chart")

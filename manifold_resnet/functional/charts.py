@@ -248,6 +248,16 @@ def convert(
         If a chart is unknown, or `c` or `max_distance` is not positive.
     TypeError
         If `x` is not a floating point tensor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> u = torch.tensor([3.0, 4.0])  # to a point at distance 10
+    >>> F.convert(u, "tangent", "hyperboloid", c=1.0).norm().asinh()  # of length sinh(10)
+    tensor(10.)
+    >>> F.convert(u, "tangent", "tangent", c=1.0, max_distance=2.0)  # to distance 2, in the same direction
+    tensor([0.6000, 0.8000])
     """
     check_chart(src, "src")
     check_chart(dst, "dst")
@@ -357,22 +367,54 @@ def bound(h: Tensor, c: Tensor, limit: Tensor, dst: Chart, *, dim: int, relu: bo
 
 
 def ball_to_hyperboloid(x: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
-    r"""Ball point to hyperboloid chart, :math:`h = 2\sqrt{c}\,x/(1-c\|x\|^2)`, along `dim`. See `convert`."""
+    r"""Ball point to hyperboloid chart, :math:`h = 2\sqrt{c}\,x/(1-c\|x\|^2)`, along `dim`. See `convert`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> F.ball_to_hyperboloid(torch.tensor([0.5, 0.0]), c=1.0)  # 2 * 0.5 / (1 - 0.25)
+    tensor([1.3333, 0.0000])
+    """
     return convert(x, "ball", "hyperboloid", c=c, dim=dim)
 
 
 def hyperboloid_to_ball(h: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
-    r"""Hyperboloid chart to ball point, :math:`x = h/((1+\sqrt{1+\|h\|^2})\sqrt{c})`, along `dim`. See `convert`."""
+    r"""Hyperboloid chart to ball point, :math:`x = h/((1+\sqrt{1+\|h\|^2})\sqrt{c})`, along `dim`. See `convert`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> F.hyperboloid_to_ball(torch.tensor([0.75, 0.0]), c=1.0)  # 0.75 / (1 + 1.25)
+    tensor([0.3333, 0.0000])
+    """
     return convert(h, "hyperboloid", "ball", c=c, dim=dim)
 
 
 def tangent_to_hyperboloid(u: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
-    r"""Tangent vector at the origin to hyperboloid chart, :math:`h = \sinh(2\sqrt{c}\|u\|)\,u/\|u\|`. See `convert`."""
+    r"""Tangent vector at the origin to hyperboloid chart, :math:`h = \sinh(2\sqrt{c}\|u\|)\,u/\|u\|`. See `convert`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> F.tangent_to_hyperboloid(torch.tensor([0.5, 0.0]), c=1.0)  # sinh(1)
+    tensor([1.1752, 0.0000])
+    """
     return convert(u, "tangent", "hyperboloid", c=c, dim=dim)
 
 
 def hyperboloid_to_tangent(h: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
-    r"""Hyperboloid chart to tangent vector, :math:`u = \mathrm{asinh}(\|h\|)/(2\sqrt{c})\,h/\|h\|`. See `convert`."""
+    r"""Hyperboloid chart to tangent vector, :math:`u = \mathrm{asinh}(\|h\|)/(2\sqrt{c})\,h/\|h\|`. See `convert`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> F.hyperboloid_to_tangent(torch.tensor([0.75, 0.0]), c=1.0)  # asinh(0.75) / 2
+    tensor([0.3466, 0.0000])
+    """
     return convert(h, "hyperboloid", "tangent", c=c, dim=dim)
 
 
@@ -408,6 +450,16 @@ def to_lorentz(x: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
     -------
     Tensor
         Points of the hyperboloid of radius ``1/sqrt(c)``, ``n + 1`` coordinates along `dim`, time first.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> p = F.to_lorentz(torch.tensor([0.5, 0.0]), c=1.0)
+    >>> p  # time first
+    tensor([1.6667, 1.3333, 0.0000])
+    >>> p[1:] @ p[1:] - p[0] ** 2  # on the hyperboloid: -1/c
+    tensor(-1.0000)
     """
     x = full_precision(x)
     c = curvature(c, x)
@@ -416,7 +468,15 @@ def to_lorentz(x: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
 
 
 def from_lorentz(p: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:
-    """Points of ``geoopt.Lorentz(k=1/c)`` (time first, along `dim`) as ball points. Inverse of `to_lorentz`."""
+    """Points of ``geoopt.Lorentz(k=1/c)`` (time first, along `dim`) as ball points. Inverse of `to_lorentz`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> F.from_lorentz(torch.tensor([1.25, 0.75, 0.0]), c=1.0)
+    tensor([0.3333, 0.0000])
+    """
     p = full_precision(p, "p")
     c = curvature(c, p)
     return hyperboloid_to_ball(p.narrow(dim, 1, p.shape[dim] - 1) * c.sqrt(), c=c, dim=dim)

@@ -66,6 +66,12 @@ def beta_ratio(channels: int, pixels: float) -> float:
     Notes
     -----
     [1]_, sec. 3.3.
+
+    Examples
+    --------
+    >>> import manifold_resnet.functional as F
+    >>> print(f"{F.beta_ratio(channels=16, pixels=9):.4f}")  # about 1/sqrt(9)
+    0.3287
     """
     return float(beta(pixels * channels / 2, 0.5) / beta(channels / 2, 0.5))
 
@@ -267,7 +273,16 @@ def poincare_conv(
     out_chart: Chart = "ball",
     max_distance: float | None = math.inf,
 ) -> Tensor:
-    r"""Poincaré convolution over as many spatial dimensions (1 to 3) as `weight` has. See `poincare_conv2d`."""
+    r"""Poincaré convolution over as many spatial dimensions (1 to 3) as `weight` has. See `poincare_conv2d`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> x, weight = torch.full((2, 3, 8), 0.1), torch.full((4, 3, 5), 0.2)  # 1D: batch, channels, length
+    >>> F.poincare_conv(x, weight, padding=2, c=1.0).shape
+    torch.Size([2, 4, 8])
+    """
     check_chart(out_chart, "out_chart")
     check_max_distance(max_distance)
     h = convolve(x, weight, bias, stride, padding, dilation, groups, c=c, in_chart=in_chart, max_distance=max_distance)
@@ -327,6 +342,16 @@ def poincare_conv2d(
     Notes
     -----
     [1]_, sec. 3.4; [2]_, sec. 3.1. Under autocast the convolution runs in low precision, all else in float32.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> x = torch.tensor([0.3, 0.4]).view(1, 2, 1, 1).expand(1, 2, 3, 3)
+    >>> kernel = torch.zeros(2, 2, 1, 1)
+    >>> kernel[0, 1] = kernel[1, 0] = 0.5  # normals of length 1/2 along the axes, swapped: a reflection
+    >>> F.poincare_conv2d(x, kernel, c=1.0)[0, :, 1, 1]
+    tensor([0.4000, 0.3000])
     """
     if weight.ndim != 4:
         raise ValueError(f"weight must have shape (out, in, kH, kW), got {tuple(weight.shape)}")

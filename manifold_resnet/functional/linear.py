@@ -168,6 +168,15 @@ def poincare_mlr(
     Notes
     -----
     [1]_, sec. 3.1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> x = torch.tensor([[0.6, 0.0], [0.0, 0.6]])
+    >>> F.poincare_mlr(x, torch.tensor([[0.5, 0.0]]), c=1.0)  # to the line x_0 = 0: 2 artanh(0.6), nothing
+    tensor([[1.3863],
+            [0.0000]])
     """
     return distances(x, weight, bias, c=c, in_chart=in_chart, dim=dim)
 
@@ -212,6 +221,14 @@ def poincare_linear(
     Notes
     -----
     [1]_, sec. 3.2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> x = torch.tensor([[0.3, 0.4]])
+    >>> F.poincare_linear(x, torch.eye(2) / 2, c=1.0)  # normals of length 1/2 along the axes: the identity
+    tensor([[0.3000, 0.4000]])
     """
     check_chart(out_chart, "out_chart")
     check_max_distance(max_distance)

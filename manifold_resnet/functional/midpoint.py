@@ -143,6 +143,16 @@ def midpoint(
     Notes
     -----
     [1]_; [2]_, eq. 13. Same conventions as ``geoopt.PoincareBall.weighted_midpoint``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> x = torch.tensor([[0.5, 0.0], [-0.5, 0.0], [0.0, 0.6]])
+    >>> F.midpoint(x[:2], c=1.0)  # of opposite points: the origin
+    tensor([0., 0.])
+    >>> F.midpoint(x, c=1.0)
+    tensor([0.0000, 0.1771])
     """
     x = full_precision(x)
     c = curvature(c, x)

@@ -68,6 +68,16 @@ def poincare_avg_pool2d(
     ------
     ValueError
         If `x` is not four-dimensional, a chart is unknown or `c` is not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> x = torch.full((1, 2, 4, 4), 0.5)  # sixteen times the same point
+    >>> F.poincare_avg_pool2d(x, 2, c=1.0).unique()
+    tensor([0.5000])
+    >>> F.poincare_avg_pool2d(x, 2, c=1.0).shape
+    torch.Size([1, 2, 2, 2])
     """
 
     def average(t: Tensor) -> Tensor:
@@ -106,5 +116,13 @@ def poincare_adaptive_avg_pool2d(
     ------
     ValueError
         If `x` is not four-dimensional, a chart is unknown or `c` is not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> x = torch.tensor([0.5, -0.5]).view(1, 1, 1, 2)  # one channel, two pixels
+    >>> F.poincare_adaptive_avg_pool2d(x, 1, c=1.0).shape, F.poincare_adaptive_avg_pool2d(x, 1, c=1.0).item()
+    (torch.Size([1, 1, 1, 1]), 0.0)
     """
     return _pool(x, lambda t: F.adaptive_avg_pool2d(t, output_size), c, in_chart, out_chart)

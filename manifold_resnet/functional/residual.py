@@ -264,6 +264,14 @@ def mobius_residual(
     Notes
     -----
     [1]_, sec. 3; in the hyperboloid chart ``x (+) y = y + (tau_y + <x, y>/(1 + tau_x)) x``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet.functional as F
+    >>> x = torch.tensor([[[0.3], [0.0]]])  # one image of one pixel of two channels
+    >>> F.mobius_residual(x, x, c=1.0).flatten()  # 0.6 / (1 + 0.09)
+    tensor([0.5505, 0.0000])
     """
     if x.shape != shortcut.shape:
         raise ValueError(f"x and shortcut must have the same shape, got {tuple(x.shape)} and {tuple(shortcut.shape)}")

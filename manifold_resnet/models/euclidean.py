@@ -59,6 +59,14 @@ class EuclideanResNet(nn.Module):
     ------
     ValueError
         If an option has an unknown value.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import manifold_resnet as mr
+    >>> model = mr.models.EuclideanResNet((4, 6, 8), blocks=1, num_classes=5)
+    >>> model(torch.zeros(2, 3, 16, 16)).shape
+    torch.Size([2, 5])
     """
 
     def __init__(

@@ -65,6 +65,12 @@ def default_options(name: str, variant: str | None = None) -> dict[str, Any]:
     ------
     ValueError
         If the name or the variant is unknown.
+
+    Examples
+    --------
+    >>> import manifold_resnet as mr
+    >>> mr.models.default_options("hyperbolic-8-16-32-resnet-20", variant="paper")["init"]
+    'paper'
     """
     kind = _parse(name).kind
     if variant is not None and variant not in VARIANTS:

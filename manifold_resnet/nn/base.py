@@ -159,7 +159,20 @@ class BoundedModule(PoincareModule):
 
 
 class ClippingMonitor:
-    """Counts the points that layers put on their bound `max_distance`. See `monitor_clipping`."""
+    """Counts the points that layers put on their bound `max_distance`. See `monitor_clipping`.
+
+    Examples
+    --------
+    >>> import geoopt
+    >>> import torch
+    >>> import manifold_resnet as mr
+    >>> ball = geoopt.PoincareBall(c=1.0)
+    >>> layer = mr.nn.ExpMap0(ball=ball, max_distance=2.0)
+    >>> with mr.nn.monitor_clipping(layer) as monitor:
+    ...     _ = layer(torch.tensor([[0.5], [3.0]]))  # to distances 1 and 6
+    >>> monitor.share()
+    0.5
+    """
 
     def __init__(self, layers: dict[str, BoundedModule]) -> None:
         self._layers = layers

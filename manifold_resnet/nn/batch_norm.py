@@ -216,18 +216,53 @@ class PoincareBatchNorm2d(_PoincareBatchNorm):
     ------
     TypeError, ValueError
         If an argument is not one of those listed.
+
+    Examples
+    --------
+    >>> import geoopt
+    >>> import torch
+    >>> import manifold_resnet as mr
+    >>> ball = geoopt.PoincareBall(c=1.0)
+    >>> norm = mr.nn.PoincareBatchNorm2d(3, ball=ball)
+    >>> x = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    >>> y = norm(mr.functional.expmap0(x, c=1.0, dim=1))
+    >>> rows = y.movedim(1, -1).reshape(-1, 3)
+    >>> print(f"{ball.dist0(rows).square().mean():.3f}")  # the mean squared distance from the centre
+    1.000
     """
 
     _ndims = (4,)
 
 
 class PoincareBatchNorm1d(_PoincareBatchNorm):
-    """Batch normalisation of points ``(batch, C)`` or ``(batch, C, L)``. Arguments as `PoincareBatchNorm2d`."""
+    """Batch normalisation of points ``(batch, C)`` or ``(batch, C, L)``. Arguments as `PoincareBatchNorm2d`.
+
+    Examples
+    --------
+    >>> import geoopt
+    >>> import torch
+    >>> import manifold_resnet as mr
+    >>> ball = geoopt.PoincareBall(c=1.0)
+    >>> norm = mr.nn.PoincareBatchNorm1d(3, ball=ball)
+    >>> x = ball.expmap0(torch.randn(64, 3, generator=torch.Generator().manual_seed(0)))
+    >>> norm(x).shape, int(norm.num_batches_tracked)
+    (torch.Size([64, 3]), 1)
+    """
 
     _ndims = (2, 3)
 
 
 class PoincareBatchNorm3d(_PoincareBatchNorm):
-    """Batch normalisation of volumes of points ``(batch, C, D, H, W)``. Arguments as `PoincareBatchNorm2d`."""
+    """Batch normalisation of volumes of points ``(batch, C, D, H, W)``. Arguments as `PoincareBatchNorm2d`.
+
+    Examples
+    --------
+    >>> import geoopt
+    >>> import torch
+    >>> import manifold_resnet as mr
+    >>> ball = geoopt.PoincareBall(c=1.0)
+    >>> mr.nn.PoincareBatchNorm3d(4, ball=ball)(torch.full((2, 4, 3, 3, 3), 0.1)).shape
+    torch.Size([2, 4, 3, 3, 3])
+    """
 
     _ndims = (5,)

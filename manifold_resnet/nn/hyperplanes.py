@@ -164,6 +164,16 @@ class PoincareLinear(_Hyperplanes):
     ------
     TypeError, ValueError
         If an argument is not one of those listed.
+
+    Examples
+    --------
+    >>> import geoopt
+    >>> import torch
+    >>> import manifold_resnet as mr
+    >>> ball = geoopt.PoincareBall(c=1.0)
+    >>> layer = mr.nn.PoincareLinear(3, 3, ball=ball, init="identity")
+    >>> layer(torch.tensor([[0.3, 0.4, 0.5]])).detach()
+    tensor([[0.3000, 0.4000, 0.5000]])
     """
 
     def __init__(
@@ -231,6 +241,17 @@ class PoincareMLR(_Hyperplanes):
     ------
     TypeError, ValueError
         If an argument is not one of those listed.
+
+    Examples
+    --------
+    >>> import geoopt
+    >>> import torch
+    >>> import manifold_resnet as mr
+    >>> ball = geoopt.PoincareBall(c=1.0)
+    >>> head = mr.nn.PoincareMLR(2, 2, ball=ball)
+    >>> head.set_normals(torch.tensor([[0.5, 0.0], [-0.5, 0.0]]))
+    >>> head(torch.tensor([[0.6, 0.0]])).detach()  # 2 artanh(0.6) before the first plane, and behind the second
+    tensor([[ 1.3863, -1.3863]])
     """
 
     def __init__(
@@ -342,18 +363,52 @@ class PoincareConv2d(_PoincareConv):
     ------
     TypeError, ValueError
         If an argument is not one of those listed.
+
+    Examples
+    --------
+    >>> import geoopt
+    >>> import torch
+    >>> import manifold_resnet as mr
+    >>> ball = geoopt.PoincareBall(c=1.0)
+    >>> conv = mr.nn.PoincareConv2d(3, 8, 3, padding=1, ball=ball)
+    >>> conv(torch.full((2, 3, 5, 5), 0.1)).shape
+    torch.Size([2, 8, 5, 5])
+    >>> conv.weight.shape, conv.weight.manifold is ball  # a point of the ball for each output
+    (torch.Size([8, 27]), True)
     """
 
     _spatial = 2
 
 
 class PoincareConv1d(_PoincareConv):
-    """Poincaré 1D convolution over sequences of points ``(batch, channels, L)``. Arguments as `PoincareConv2d`."""
+    """Poincaré 1D convolution over sequences of points ``(batch, channels, L)``. Arguments as `PoincareConv2d`.
+
+    Examples
+    --------
+    >>> import geoopt
+    >>> import torch
+    >>> import manifold_resnet as mr
+    >>> ball = geoopt.PoincareBall(c=1.0)
+    >>> conv = mr.nn.PoincareConv1d(3, 8, 5, padding=2, ball=ball)
+    >>> conv(torch.full((2, 3, 10), 0.1)).shape
+    torch.Size([2, 8, 10])
+    """
 
     _spatial = 1
 
 
 class PoincareConv3d(_PoincareConv):
-    """Poincaré 3D convolution over volumes of points ``(batch, channels, D, H, W)``. Arguments as `PoincareConv2d`."""
+    """Poincaré 3D convolution over volumes of points ``(batch, channels, D, H, W)``. Arguments as `PoincareConv2d`.
+
+    Examples
+    --------
+    >>> import geoopt
+    >>> import torch
+    >>> import manifold_resnet as mr
+    >>> ball = geoopt.PoincareBall(c=1.0)
+    >>> conv = mr.nn.PoincareConv3d(2, 4, (1, 3, 3), ball=ball)
+    >>> conv(torch.full((1, 2, 4, 5, 5), 0.1)).shape
+    torch.Size([1, 4, 4, 3, 3])
+    """
 
     _spatial = 3

@@ -113,6 +113,14 @@ def initialisation(name: str) -> Callable[..., Tensor]:
     ------
     ValueError
         If there is none of that name.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from manifold_resnet import nn
+    >>> nn.init.initialisation("identity")(torch.empty(2, 2))
+    tensor([[0.5000, 0.0000],
+            [0.0000, 0.5000]])
     """
     if name not in INITIALISATIONS:
         raise ValueError(f"init must be one of {', '.join(INITIALISATIONS)}; got {name!r}")

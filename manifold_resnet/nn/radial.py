@@ -30,6 +30,16 @@ class ExpMap0(BoundedModule):
         The dimension the manifold runs along (1 for images).
     max_distance : float, optional
         Bound on the points' geodesic distance from the origin; None: ``DEFAULT_MAX_DISTANCE / sqrt(c)``.
+
+    Examples
+    --------
+    >>> import geoopt
+    >>> import torch
+    >>> import manifold_resnet as mr
+    >>> ball = geoopt.PoincareBall(c=1.0)
+    >>> mr.nn.ExpMap0(ball=ball)(torch.tensor([[0.5, 0.0], [100.0, 0.0]]))  # tanh(0.5); within distance 6: tanh(3)
+    tensor([[0.4621, 0.0000],
+            [0.9951, 0.0000]])
     """
 
     def __init__(self, *, ball: geoopt.PoincareBall, dim: int = -1, max_distance: float | None = None) -> None:
@@ -49,6 +59,15 @@ class LogMap0(PoincareModule):
         The manifold.
     dim : int
         The dimension the manifold runs along (1 for images).
+
+    Examples
+    --------
+    >>> import geoopt
+    >>> import torch
+    >>> import manifold_resnet as mr
+    >>> ball = geoopt.PoincareBall(c=1.0)
+    >>> mr.nn.LogMap0(ball=ball)(torch.tensor([[0.5, 0.0]]))  # artanh(0.5)
+    tensor([[0.5493, 0.0000]])
     """
 
     def __init__(self, *, ball: geoopt.PoincareBall, dim: int = -1) -> None:
@@ -69,6 +88,15 @@ class PoincareReLU(PoincareModule):
         The manifold.
     dim : int
         The dimension the manifold runs along.
+
+    Examples
+    --------
+    >>> import geoopt
+    >>> import torch
+    >>> import manifold_resnet as mr
+    >>> ball = geoopt.PoincareBall(c=1.0)
+    >>> mr.nn.PoincareReLU(ball=ball)(torch.tensor([[0.5, -0.5]]))
+    tensor([[0.5534, 0.0000]])
     """
 
     def __init__(self, *, ball: geoopt.PoincareBall, dim: int = 1) -> None:
@@ -91,6 +119,16 @@ class PoincareAvgPool2d(PoincareModule):
         Whether padded pixels count as points at the origin or are left out.
     ball : geoopt.PoincareBall
         The manifold.
+
+    Examples
+    --------
+    >>> import geoopt
+    >>> import torch
+    >>> import manifold_resnet as mr
+    >>> ball = geoopt.PoincareBall(c=1.0)
+    >>> pool = mr.nn.PoincareAvgPool2d(2, ball=ball)
+    >>> pool(torch.full((2, 3, 6, 6), 0.1)).shape
+    torch.Size([2, 3, 3, 3])
     """
 
     def __init__(
@@ -132,6 +170,16 @@ class PoincareAdaptiveAvgPool2d(PoincareModule):
         As ``torch.nn.AdaptiveAvgPool2d``.
     ball : geoopt.PoincareBall
         The manifold.
+
+    Examples
+    --------
+    >>> import geoopt
+    >>> import torch
+    >>> import manifold_resnet as mr
+    >>> ball = geoopt.PoincareBall(c=1.0)
+    >>> pool = mr.nn.PoincareAdaptiveAvgPool2d(1, ball=ball)
+    >>> pool(torch.full((2, 3, 5, 7), 0.1)).shape
+    torch.Size([2, 3, 1, 1])
     """
 
     def __init__(self, output_size: int | tuple[int | None, int | None], *, ball: geoopt.PoincareBall) -> None:
@@ -162,6 +210,17 @@ class PoincareResidual(BoundedModule):
         The dimension the manifold runs along.
     max_distance : float, optional
         Bound on the sum's geodesic distance from the origin; None: ``DEFAULT_MAX_DISTANCE / sqrt(c)``.
+
+    Examples
+    --------
+    >>> import geoopt
+    >>> import torch
+    >>> import manifold_resnet as mr
+    >>> ball = geoopt.PoincareBall(c=1.0)
+    >>> add = mr.nn.PoincareResidual(ball=ball)
+    >>> x = torch.tensor([[0.3, 0.0]])
+    >>> add(x, x)  # 0.6 / (1 + 0.09)
+    tensor([[0.5505, 0.0000]])
     """
 
     def __init__(

@@ -34,6 +34,14 @@ def plot_curves(rows: Sequence[Mapping[str, float | None]], title: str = "") -> 
     ------
     ValueError
         If there are no rows.
+
+    Examples
+    --------
+    >>> from manifold_resnet.plotting import plot_curves
+    >>> losses = [{"epoch": e, "train_loss": 2 / e, "val_loss": 2.2 / e} for e in (1, 2, 3)]
+    >>> figure = plot_curves([{**row, "train_accuracy": 0.5, "val_accuracy": 0.4} for row in losses])
+    >>> [axes.get_ylabel() for axes in figure.axes]
+    ['cross-entropy', 'accuracy']
     """
     if not rows:
         raise ValueError("no epochs to draw: rows is empty")

@@ -38,6 +38,18 @@ def load_run(run: str | Path, checkpoint: str = "best") -> tuple[nn.Module, Conf
     ------
     UserError
         If the run is missing or damaged.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import torch
+    >>> from manifold_resnet.training import Config, load_run, train
+    >>> config = Config(model="hyperbolic-2-2-2-resnet-8", epochs=1, train_fraction=0.1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model, settings = load_run(train(config, Path(folder) / "run", progress=False))
+    >>> model(torch.zeros(1, 1, 8, 8)).shape, settings.epochs
+    (torch.Size([1, 10]), 1)
     """
     path, stored = open_run(run, checkpoint)
     classifier = Classifier(stored["hyper_parameters"]["config"])

@@ -72,6 +72,16 @@ class Config:
     ------
     UserError
         If a value is out of range, or a data set unknown.
+
+    Examples
+    --------
+    >>> from manifold_resnet.training import Config
+    >>> Config(model="hyperbolic-8-16-32-resnet-20", epochs=5).epochs
+    5
+    >>> Config(epochs=0)
+    Traceback (most recent call last):
+        ...
+    manifold_resnet._errors.UserError: --epochs must be a whole number, 1 or more, got 0
     """
 
     dataset: str = _option(

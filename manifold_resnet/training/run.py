@@ -39,6 +39,13 @@ class TrainingInterrupted(KeyboardInterrupt):
     ----------
     folder : Path or None
         The run, to be resumed; ``None`` if no epoch was finished and nothing is left.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from manifold_resnet.training import TrainingInterrupted
+    >>> TrainingInterrupted(Path("runs/digits-1")).folder.name
+    'digits-1'
     """
 
     def __init__(self, folder: Path | None):
@@ -80,6 +87,17 @@ def train(
         If settings or data don't allow a training, or the folder holds something already.
     TrainingInterrupted
         On Ctrl-C, the finished epochs saved.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from manifold_resnet.training import Config, train
+    >>> config = Config(model="hyperbolic-2-2-2-resnet-8", epochs=1, train_fraction=0.1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = train(config, Path(folder) / "run", progress=False)
+    ...     (run / "config.yaml").exists(), (run / "curves.png").exists()
+    (True, True)
     """
     config = replace(config.resolved(), images=None)
     config.accelerator()
@@ -139,6 +157,18 @@ def resume(
         If there is nothing to carry on, the checkpoint is damaged, or the data are not those of the run.
     TrainingInterrupted
         On Ctrl-C, the finished epochs saved.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from manifold_resnet.training import Config, resume, train
+    >>> config = Config(model="hyperbolic-2-2-2-resnet-8", epochs=1, train_fraction=0.1, schedule="constant")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = train(config, Path(folder) / "run", progress=False)
+    ...     _ = resume(run, epochs=2, progress=False)
+    ...     len((run / "metrics.csv").read_text().splitlines())  # a header and two epochs
+    3
     """
     folder = run_folder(run)
     path = checkpoint_path(folder, "last")
@@ -203,6 +233,17 @@ def evaluate(
     ------
     UserError
         If the run or its test images are missing or damaged.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from manifold_resnet.training import Config, evaluate, train
+    >>> config = Config(model="hyperbolic-2-2-2-resnet-8", epochs=1, train_fraction=0.1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = train(config, Path(folder) / "run", progress=False)
+    ...     evaluate(run, progress=False)["images"]
+    360
     """
     path, stored = open_run(run, checkpoint)
     changes = {

@@ -27,7 +27,14 @@ _GRID = ("optimizer", "lr", "parametrisation", "seed")
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: an optimizer with its arguments, learning rate, parametrisation and seed."""
+    """One training: an optimizer with its arguments, learning rate, parametrisation and seed.
+
+    Examples
+    --------
+    >>> from manifold_resnet.optim.experiments import Cell
+    >>> Cell("adam", "RiemannianAdam", {}, lr=0.1, parametrisation="ball", seed=0).id
+    'adam-ball-lr0.1-seed0'
+    """
 
     optimizer: str
     kind: str
@@ -138,6 +145,14 @@ class Experiment:
         In the order they run.
     machine : mapping
         ``data_dir`` and ``device``: settings that don't change what is computed.
+
+    Examples
+    --------
+    >>> from manifold_resnet.optim.experiments import Experiment
+    >>> grid = {"optimizer": {"adam": {"class": "RiemannianAdam"}}, "lr": [0.1, 1.0], "seed": [0, 1]}
+    >>> experiment = Experiment.from_dict({"task": {"kind": "frechet-mean", "steps": 20}, "grid": grid}, "mine")
+    >>> [cell.id for cell in experiment.cells]
+    ['adam-ball-lr0.1-seed0', 'adam-ball-lr1-seed0', 'adam-ball-lr0.1-seed1', 'adam-ball-lr1-seed1']
     """
 
     name: str
@@ -241,7 +256,14 @@ TASKS = ("classification", "frechet-mean", "tree-embedding")
 
 
 def shipped() -> dict[str, str]:
-    """Names of the experiments that come with the package, and what each is about."""
+    """Names of the experiments that come with the package, and what each is about.
+
+    Examples
+    --------
+    >>> from manifold_resnet.optim.experiments import shipped
+    >>> "digits" in shipped()
+    True
+    """
     files = sorted(_configs().iterdir(), key=lambda file: file.name)
     texts = {file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8") for file in files}
     return {name: text.splitlines()[0].lstrip("# ") for name, text in texts.items()}
@@ -263,6 +285,12 @@ def read_experiment(config: str | Path) -> Experiment:
     ------
     UserError
         If there is no such file or experiment, or it is wrong.
+
+    Examples
+    --------
+    >>> from manifold_resnet.optim.experiments import read_experiment
+    >>> read_experiment("frechet-mean").settings["steps"]
+    300
     """
     name, path = str(config), Path(config).expanduser()
     if name in shipped():

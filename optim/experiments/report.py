@@ -77,7 +77,18 @@ def best(outcome: Outcome) -> list[Group]:
 
 
 def summary(outcome: Outcome) -> str:
-    """The best learning rate of each optimizer and parametrisation, as lines of text."""
+    """The best learning rate of each optimizer and parametrisation, as lines of text.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from manifold_resnet.optim.experiments import Experiment, run_experiment, summary
+    >>> grid = {"optimizer": {"adam": {"class": "RiemannianAdam"}}, "lr": [0.1]}
+    >>> experiment = Experiment.from_dict({"task": {"kind": "frechet-mean", "steps": 5}, "grid": grid}, "mine")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     print(summary(run_experiment(experiment, folder)).splitlines()[0])
+    optimizer  weights  best lr  seeds  distance        steps to 1e-6  seconds  diverged
+    """
     task = outcome.experiment.task
     if not outcome.results:
         return "no cell is done yet"

@@ -38,6 +38,17 @@ class Outcome:
         Of the cells that are done, in their order.
     missing : int
         How many cells are not.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from manifold_resnet.optim.experiments import Experiment, run_experiment
+    >>> grid = {"optimizer": {"adam": {"class": "RiemannianAdam"}}, "lr": [0.1, 1.0]}
+    >>> experiment = Experiment.from_dict({"task": {"kind": "frechet-mean", "steps": 5}, "grid": grid}, "mine")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     outcome = run_experiment(experiment, folder, limit=1)
+    >>> outcome.missing, outcome.results[0][1].status
+    (1, 'finished')
     """
 
     experiment: Experiment
@@ -71,6 +82,18 @@ def run_experiment(
     ------
     UserError
         If the folder holds a different experiment, or a cell can't be run. A cell that diverges is a result.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from manifold_resnet.optim.experiments import Experiment, run_experiment
+    >>> grid = {"optimizer": {"adam": {"class": "RiemannianAdam"}}, "lr": [0.1]}
+    >>> experiment = Experiment.from_dict({"task": {"kind": "frechet-mean", "steps": 5}, "grid": grid}, "mine")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run_experiment(experiment, folder).missing
+    ...     run_experiment(experiment, folder).missing  # nothing to do, nothing done
+    0
+    0
     """
     from manifold_resnet.optim.experiments.report import write
 
