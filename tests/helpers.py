@@ -12,6 +12,9 @@ from torch import Tensor
 CURVATURES = (1e-6, 0.1, 1.0, 10.0)
 
 
+TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
+
+
 @dataclass(frozen=True)
 class Tolerance:
     value: float

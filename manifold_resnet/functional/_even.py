@@ -108,9 +108,10 @@ def sinh(y: Tensor) -> Tensor:
 
 
 def _horner(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
-    *rest, last = coefficients
-    result = x * last + rest.pop() if rest else torch.full_like(x, last)
-    for a in reversed(rest):
+    if len(coefficients) == 1:
+        return torch.full_like(x, coefficients[0])
+    result = x * coefficients[-1] + coefficients[-2]
+    for a in reversed(coefficients[:-2]):
         result = result * x + a
     return result
 

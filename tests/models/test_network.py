@@ -9,7 +9,7 @@ import pytest
 import torch
 from covering import pairs
 from geoopt.optim import RiemannianAdam, RiemannianSGD
-from helpers import assert_close, generator
+from helpers import TORCH, assert_close, generator
 
 import manifold_resnet.functional as F
 from manifold_resnet import nn, optim
@@ -234,7 +234,12 @@ def test_compiles_to_one_graph():
     expected = part(twin, u)
     expected.square().sum().backward()
     torch._dynamo.reset()
-    logits = torch.compile(lambda u: part(model, u), fullgraph=True, backend="aot_eager")(u)
+    try:
+        logits = torch.compile(lambda u: part(model, u), fullgraph=True, backend="aot_eager")(u)
+    except torch._dynamo.exc.Unsupported as error:
+        if TORCH < (2, 8) and "ManifoldParameter" in str(error):
+            pytest.skip("this torch cannot trace subclasses of parameters")
+        raise
     assert_close(logits, expected, 1e-5)
     logits.square().sum().backward()
     for (n, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):

@@ -3,6 +3,7 @@ import io
 import geoopt
 import pytest
 import torch
+from helpers import TORCH
 from manifold_resnet.optim import RiemannianAdam, RiemannianSGD, parameter_groups
 
 from manifold_resnet.models import create_model
@@ -94,6 +95,8 @@ def test_names_follow_the_parameters_into_optimizer_and_checkpoint(optimizer, ra
     torch.save(stepper.state_dict(), buffer)
     buffer.seek(0)
     state = torch.load(buffer, weights_only=True)
+    if TORCH < (2, 6):  # which forgets names that a checkpoint does not have
+        return
     for group in state["param_groups"]:  # checkpoints of versions that kept no names
         del group["param_names"]
     again = optimizer(parameter_groups(model, 1e-4, lr_curvature=rate), lr=0.1)
