@@ -1,4 +1,4 @@
-"""Sphinx configuration: ``sphinx-build -W -b html docs docs/_build``."""
+"""Sphinx configuration: ``sphinx-build -W -b html docs docs/_build/html``."""
 
 import configparser
 import importlib
@@ -88,11 +88,17 @@ def copy_notebooks() -> None:
     folder.mkdir()
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
     for notebook in notebooks:
-        shutil.copy(notebook, folder)
+        text = notebook.read_text(encoding="utf-8")
+        (folder / notebook.name).write_text(text.replace("](../docs/", "](../"), encoding="utf-8")
     lines = ["# Notebooks", "", "Run by the tests, shown with the outputs they had.", ""]
     if notebooks:
         lines += ["```{toctree}", ":maxdepth: 1", "", *(n.stem for n in notebooks), "```"]
     (folder / "index.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def relink(app, docname, source) -> None:
+    """Lead to the copies of the notebooks."""
+    source[0] = source[0].replace("](../notebooks/", "](notebooks/")
 
 
 def bring_references(app, what, name, obj, options, lines) -> None:
@@ -113,4 +119,5 @@ def setup(app) -> None:
     """Generate what is not written by hand."""
     write_api()
     copy_notebooks()
+    app.connect("source-read", relink)
     app.connect("autodoc-process-docstring", bring_references, priority=1)

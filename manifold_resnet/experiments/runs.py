@@ -144,6 +144,21 @@ class Run:
         Where the network is.
     batch_size, workers : int
         Images at a time, and processes that load them.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from manifold_resnet.experiments import load_run
+    >>> from manifold_resnet.training import Config, train
+    >>> config = Config(model="hyperbolic-2-2-2-resnet-8", epochs=1, train_fraction=0.1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = load_run(train(config, Path(folder) / "run", progress=False))
+    >>> run.kind, len(run.classes)
+    ('hyperbolic', 10)
+    >>> pixels, labels = next(iter(run.loader(limit=5)))
+    >>> run.network(pixels).shape
+    torch.Size([5, 10])
     """
 
     name: str
@@ -245,6 +260,18 @@ def load_run(
     ------
     UserError
         If the run is missing, damaged or not this version's, or a setting is out of range.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from manifold_resnet.experiments import load_run
+    >>> from manifold_resnet.training import Config, train
+    >>> config = Config(model="hyperbolic-2-2-2-resnet-8", epochs=1, train_fraction=0.1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = load_run(train(config, Path(folder) / "mine", progress=False))
+    >>> run.name, run.seed
+    ('mine', 0)
     """
     path, stored = open_run(run, checkpoint)
     trained = Config.from_dict(stored["hyper_parameters"]["config"], str(path))
@@ -280,6 +307,20 @@ def load_runs(runs: Sequence[str | Path], **options: str | int | None) -> list[R
     ------
     UserError
         If one can't be loaded, is given twice, or was trained on other classes than the first.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from manifold_resnet.experiments import load_runs
+    >>> from manifold_resnet.training import Config, train
+    >>> config = Config(model="hyperbolic-2-2-2-resnet-8", epochs=1, train_fraction=0.1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     first = train(config, Path(folder) / "first", progress=False)
+    ...     second = train(config, Path(folder) / "second", progress=False)
+    ...     runs = load_runs([first, second])
+    >>> [run.name for run in runs]
+    ['first', 'second']
     """
     if not runs:
         raise UserError("no run given; name the folder of one or more, as `manifold-resnet train` prints it")
