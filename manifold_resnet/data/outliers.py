@@ -98,6 +98,7 @@ def open_outliers(name: str, data_dir: str | Path) -> LabelledImages:
 
     Examples
     --------
+    >>> from manifold_resnet.data import open_outliers
     >>> images = open_outliers("patches", "data")
     >>> len(images), images[0][0].size
     (456, (48, 48))
