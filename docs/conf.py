@@ -45,9 +45,12 @@ def write_api() -> None:
     pages: list[str] = []
     seen: list[object] = []
     # the top last: what it has from a package below is described there
-    for name in reversed(config["options"]["packages"].split()):
+    packages = config["options"]["packages"].split()
+    for name in reversed(packages):
         package = importlib.import_module(name)
-        names = [n for n in getattr(package, "__all__", ()) if not inspect.ismodule(getattr(package, n))]
+        public = {n: getattr(package, n) for n in getattr(package, "__all__", ())}
+        modules = [m.__name__ for m in public.values() if inspect.ismodule(m) and m.__name__ not in packages]
+        names = [n for n, value in public.items() if not inspect.ismodule(value)]
         names = [n for n in names if not any(getattr(package, n) is value for value in seen)]
         seen += [getattr(package, n) for n in names]
         if not names:
@@ -67,6 +70,9 @@ def write_api() -> None:
         ]
         lines += [f"   {n}" for n in objects]
         lines += [line for n in data for line in ("", f".. autodata:: {n}", "   :no-value:")]
+        for module in modules:
+            short = module.removeprefix("manifold_resnet.")
+            lines += ["", short, "-" * len(short), "", f".. automodule:: {module}", "   :members:"]
         (folder / f"{title}.rst").write_text("\n".join(lines) + "\n", encoding="utf-8")
         pages.append(title)
     index = [

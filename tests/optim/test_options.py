@@ -354,7 +354,7 @@ def test_closure_is_evaluated():
         return loss
 
     first = stepper.step(closure)
-    assert float(stepper.step(closure)) < float(first)
+    assert stepper.step(closure).item() < first.item()
 
 
 @settings(deadline=None, max_examples=30)
