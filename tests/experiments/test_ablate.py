@@ -5,13 +5,15 @@ import re
 import pytest
 import torch
 from image_folders import write_digits
+from manifold_resnet.optim.experiments.grid import Result
+from manifold_resnet.optim.experiments.run import Outcome
 
 from manifold_resnet._errors import UserError
 from manifold_resnet.benchmark.naive import NaiveResNet
 from manifold_resnet.cli import main
 from manifold_resnet.experiments.ablate import SUBJECTS, Ablation, compare_backward
 from manifold_resnet.experiments.ablate.measure import first_images, norms_at_start, seconds_per_step
-from manifold_resnet.experiments.ablate.plot import plot_backward
+from manifold_resnet.experiments.ablate.plot import plot_ablation, plot_backward
 from manifold_resnet.experiments.ablate.report import shown_rows
 from manifold_resnet.models.hyperbolic import PoincareBlock
 from manifold_resnet.training import load_run
@@ -197,6 +199,19 @@ def test_backward(tmp_path, monkeypatch, capsys):
     assert "with other settings; choose another --output" in capsys.readouterr().err
     axes = plot_backward(again).axes
     assert [list(line.get_xdata()) for line in axes[0].get_lines()] == [[8, 14]] * 3
+
+
+def test_figures_of_what_is_done(tmp_path):
+    ablation = Ablation("clip", {"dataset": "digits"}, {"max_distance": (2.0, None)}, (0, 1))
+    curve = [{"epoch": 1, "val_accuracy": 0.5, "train_loss": 1.0, "seconds": 1.0}]
+    finished = Result("finished", {"test_accuracy": 0.75}, curve, 1.0)
+    outcome = Outcome(ablation, [(ablation.cells[0], finished), (ablation.cells[1], Result("diverged"))], 2)
+    figure = plot_ablation(outcome)
+    assert "resnet-20, digits, 16 epochs, 1 seed; 2 trainings to come" in figure.get_suptitle()
+    assert [text.get_text() for text in figure.axes[1].get_yticklabels()] == ["max_distance2", "default"]
+    assert "diverged" in [text.get_text() for text in figure.axes[1].texts]
+    with pytest.raises(ValueError, match="no results to draw"):
+        plot_ablation(Outcome(ablation, [], 4))
 
 
 def test_no_result_where_passes_disagree(monkeypatch):

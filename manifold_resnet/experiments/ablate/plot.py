@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,10 +78,13 @@ def plot_ablation(outcome: Outcome, measured: Mapping[str, Any] | None = None) -
                   handlelength=3.2)  # fmt: skip
     seeds = len({cell.seed for cell, _ in outcome.results})
     left = f"; {outcome.missing} trainings to come" if outcome.missing else ""
-    settings = outcome.experiment.settings
+    config = outcome.experiment.config(outcome.experiment.cells[0])
+    model, depths = config.model, outcome.experiment.varied.get(DEPTH)
+    if depths:
+        model = re.sub(r"\d+$", " and ".join(map(str, depths)), model)
     figure.suptitle(
-        f"{outcome.experiment.name}: {settings['model']}, {settings['dataset'].rpartition('/')[2]}, "
-        f"{settings['epochs']} epochs, {seeds} seed{'s' if seeds > 1 else ''}{left}",
+        f"{outcome.experiment.name}: {model}, {config.dataset.rpartition('/')[2]}, {config.epochs} epochs, "
+        f"{seeds} seed{'s' if seeds > 1 else ''}{left}",
         fontsize=11,
     )
     return figure

@@ -15,6 +15,7 @@ from manifold_resnet.experiments.ablate.measure import norms_at_start, seconds_p
 from manifold_resnet.experiments.ablate.plot import plot_backward
 from manifold_resnet.experiments.ablate.report import read_measured, save_figure, write_csv, write_json
 from manifold_resnet.optim.experiments.run import Outcome, run_experiment
+from manifold_resnet.training import Config
 from manifold_resnet.training.callbacks import write_atomically
 
 __all__ = ["BACKWARD", "ablate", "ablate_backward"]
@@ -129,7 +130,8 @@ def ablate_backward(
         text = "hand-written backward passes or automatic ones: memory and time against depth"
         write_json(path, {"subject": BACKWARD, "text": text, "settings": about, "rows": rows})
         write_csv(folder / "ablate.csv", rows)
-    family = settings["model"].rpartition("-")[0]
-    title = f"backward: {family}, batch of {count}, {settings['dataset'].rpartition('/')[2]}"
+    base = Config.from_dict(dict(settings))
+    family, data = base.model.rpartition("-")[0], base.dataset.rpartition("/")[2]
+    title = f"backward: {family}, batch of {count}, {data}"
     save_figure(plot_backward(rows, title), folder / "ablate.png")
     return rows
