@@ -38,8 +38,9 @@ def default_branch_gain(blocks: int, init: str) -> float:
 
     Every norm starts with points at distance one, and every block adds that to its shortcut. Under the identity
     initialisation all branches point the way their shortcut does: 54 blocks take distances to five times those after
-    the first. A gain of ``0.5/blocks`` keeps them within a factor of two at any depth. Branches of random kernels add
-    up more slowly, and learn faster at their full size.
+    the first. A gain of ``0.5/blocks`` keeps them within a factor of two at any depth, and learns better. Branches of
+    random kernels add up more slowly; networks of depth 20 learn natural images faster with their full size, those of
+    depth 56 digits with ``blocks**-0.5``, which holds distances, too: ``manifold-resnet ablate gain`` measures it.
 
     Parameters
     ----------
