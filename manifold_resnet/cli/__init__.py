@@ -11,13 +11,20 @@ from importlib import metadata
 from typing import Any, NoReturn
 
 from manifold_resnet._errors import UserError
-from manifold_resnet.cli import benchmark, convert, optimizers, robustness, training
+from manifold_resnet.cli import benchmark, convert, experiments, optimizers, robustness, training
 
 __all__ = ["main"]
 
 _PROGRAM = "manifold-resnet"
 _DEBUG = "MANIFOLD_RESNET_DEBUG"
-_COMMANDS = training.COMMANDS | benchmark.COMMANDS | optimizers.COMMANDS | robustness.COMMANDS | convert.COMMANDS
+_COMMANDS = (
+    training.COMMANDS
+    | robustness.COMMANDS
+    | experiments.COMMANDS
+    | convert.COMMANDS
+    | benchmark.COMMANDS
+    | optimizers.COMMANDS
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = getattr(interrupt, "folder", None)
         command = _COMMANDS.get(arguments[0]) if arguments else None
         hint = "nothing was written" if command is None else command.interrupted
-        if folder is not None:
+        if folder is not None and hint == "nothing was written":  # a training that is the whole command
             hint = f"carry on with: {_PROGRAM} train --resume {folder}"
         print(f"{_PROGRAM}: interrupted; {hint}", file=sys.stderr)
         return 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,6 @@ from manifold_resnet.cli._command import Command
 
 
 def _train_options(parser: argparse.ArgumentParser) -> None:
-    from dataclasses import fields
-
-    from manifold_resnet.training import Config
-
     run = parser.add_argument_group("run")
     run.add_argument("--output", metavar="FOLDER", help="new folder to write to (default: runs/DATASET-MODEL-NUMBER)")
     run.add_argument(
@@ -28,10 +25,31 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="YAML file of settings, such as the config.yaml of a run; options given here override it",
     )
+    add_settings(parser)
+
+
+def add_settings(
+    parser: argparse.ArgumentParser, *, several: Collection[str] = (), left_out: Collection[str] = ()
+) -> None:
+    """Add an option for each setting of a training, in groups; only those given appear in the result.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        Gets the options.
+    several : collection of str
+        Settings that take one value or more, and become lists of text; switches stay switches.
+    left_out : collection of str
+        Settings without an option.
+    """
+    from dataclasses import fields
+
+    from manifold_resnet.training import Config
+
     groups: dict[str, Any] = {}
     for setting in fields(Config):
         about = setting.metadata
-        if not about:
+        if not about or setting.name in left_out:
             continue
         if about["group"] not in groups:
             groups[about["group"]] = parser.add_argument_group(about["group"])
@@ -46,6 +64,8 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = about["metavar"]
+            if setting.name in several:
+                options["nargs"] = "+"
         groups[about["group"]].add_argument(flag, **options)
 
 

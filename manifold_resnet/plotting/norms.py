@@ -62,6 +62,41 @@ def distances_through_convolutions(
 
 
 @torch.no_grad()
+def distances_through_blocks(model: nn.Module, images: Tensor) -> list[float]:
+    """Mean distance of the pixels from the origin after each residual block of a Poincaré network, in training mode.
+
+    Parameters
+    ----------
+    model : PoincareResNet
+        The network; its running statistics take the images in.
+    images : Tensor
+        Normalised images ``(batch, channels, H, W)``.
+
+    Returns
+    -------
+    list of float
+        One mean geodesic distance per block.
+
+    Examples
+    --------
+    >>> import torch, manifold_resnet as mr
+    >>> model = mr.models.create_model("hyperbolic-4-8-8-resnet-14")
+    >>> len(distances_through_blocks(model, torch.randn(2, 3, 16, 16)))
+    6
+    """
+    distances: list[float] = []
+    blocks = [module for module in model.modules() if isinstance(module, PoincareBlock)]
+    hooks = [
+        block.register_forward_hook(lambda _block, _args, u: distances.append(_mean_distance(u))) for block in blocks
+    ]
+    try:
+        model.train()(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return distances
+
+
 def distances_through_network(init: str, depth: int, *, c: float = 0.1, seed: int = 0) -> list[float]:
     """Mean distance of the pixels from the origin after each residual block of a new Poincaré ResNet, in training mode.
 
@@ -84,12 +119,7 @@ def distances_through_network(init: str, depth: int, *, c: float = 0.1, seed: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = create_model(f"hyperbolic-8-16-32-resnet-{depth}", c=c, init=init)
-        distances: list[float] = []
-        for block in model.modules():
-            if isinstance(block, PoincareBlock):
-                block.register_forward_hook(lambda _block, _args, u: distances.append(_mean_distance(u)))
-        model(torch.randn(8, 3, 32, 32))
-    return distances
+        return distances_through_blocks(model, torch.randn(8, 3, 32, 32))
 
 
 def plot_norms(*, depths: tuple[int, ...] = (20, 56, 110), c: float = 0.1) -> Figure:

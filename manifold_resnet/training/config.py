@@ -155,6 +155,16 @@ class Config:
         None, "network", _text, "ORDER", "order of the residual addition: fr (f(x) + x) or rf (x + f(x))"
     )
     activation: str | None = _option(None, "network", _text, "NAME", "relu or none")
+    branch_gain: float | None = _option(
+        None,
+        "network",
+        _above_zero,
+        "G",
+        "gain of the second norm of each block at the start (default: 1, with identity kernels 0.5 / blocks)",
+    )
+    pooling: str | None = _option(
+        None, "network", _text, "NAME", "mean of an image's pixels: midpoint, or tangent (of tangent vectors)"
+    )
     head: str | None = _option(None, "network", _text, "NAME", "classifier: mlr (distances to hyperplanes) or fc")
     compat: str | None = _option(
         None, "network", _text, "NAME", "authors: compute what the published code computes, to check its results"

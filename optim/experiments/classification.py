@@ -19,7 +19,7 @@ from manifold_resnet.training.callbacks import read_metrics
 from manifold_resnet.training.checkpoints import checkpoint_path, read_checkpoint
 from manifold_resnet.training.module import DivergedError
 
-__all__ = ["Classification"]
+__all__ = ["Classification", "train_cell"]
 
 _SHARED = {"weight_decay", "decoupled_weight_decay", "max_grad_norm"}
 _ARGUMENTS = {
@@ -81,31 +81,58 @@ class Classification:
 
     def run(self, cell: Cell, folder: Path, tell: Callable[[str], None]) -> Result:
         """Train, or carry on after the last finished epoch."""
-        options = {"progress": False, "callbacks": [_Tell(tell)]}
-        if not (folder / "test.json").exists():
-            try:
-                if _can_resume(folder):
-                    resume(folder, **self.machine, **options)
-                else:
-                    shutil.rmtree(folder, ignore_errors=True)
-                    train(self.config(cell), folder, **options)
-            except DivergedError as error:
-                curve = _curve(folder)
-                return Result("diverged", {}, curve, curve[-1]["seconds"] if curve else 0.0, str(error))
-        curve = _curve(folder)
-        measured = json.loads((folder / "test.json").read_text(encoding="utf-8"))
-        if curve[-1]["val_accuracy"] is None:
-            raise UserError("task classification chooses by validation accuracy, and this data set has no such images")
-        best = max(curve, key=lambda row: row["val_accuracy"])  # the first of equals, as the checkpoint
-        metrics = {
-            "val_accuracy": best["val_accuracy"],
-            "test_accuracy": measured["test_accuracy"],
-            "best_epoch": best["epoch"],
-            "last_val_accuracy": curve[-1]["val_accuracy"],
-            "test_loss": measured["test_loss"],
-            "train_loss": curve[-1]["train_loss"],
-        }
-        return Result("finished", metrics, curve, curve[-1]["seconds"])
+        return train_cell(self.config(cell), folder, self.machine, tell)
+
+
+def train_cell(config: Config, folder: Path, machine: Mapping[str, Any], tell: Callable[[str], None]) -> Result:
+    """Train a run of its own, or carry on after its last finished epoch; a finished one is only read.
+
+    Parameters
+    ----------
+    config : Config
+        Settings of the training, with validation images.
+    folder : Path
+        Of the run.
+    machine : mapping
+        ``data_dir`` and ``device``, where they may differ from those that a run was started with.
+    tell : callable
+        Takes a word on progress.
+
+    Returns
+    -------
+    Result
+        Accuracies of the epoch that is best in validation, and all epochs; or that the training diverged.
+
+    Raises
+    ------
+    UserError
+        If the training can't start, or there are no validation images.
+    """
+    options = {"progress": False, "callbacks": [_Tell(tell)]}
+    if not (folder / "test.json").exists():
+        try:
+            if _can_resume(folder):
+                resume(folder, **machine, **options)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+                train(config, folder, **options)
+        except DivergedError as error:
+            curve = _curve(folder)
+            return Result("diverged", {}, curve, curve[-1]["seconds"] if curve else 0.0, str(error))
+    curve = _curve(folder)
+    measured = json.loads((folder / "test.json").read_text(encoding="utf-8"))
+    if curve[-1]["val_accuracy"] is None:
+        raise UserError("task classification chooses by validation accuracy, and this data set has no such images")
+    best = max(curve, key=lambda row: row["val_accuracy"])  # the first of equals, as the checkpoint
+    metrics = {
+        "val_accuracy": best["val_accuracy"],
+        "test_accuracy": measured["test_accuracy"],
+        "best_epoch": best["epoch"],
+        "last_val_accuracy": curve[-1]["val_accuracy"],
+        "test_loss": measured["test_loss"],
+        "train_loss": curve[-1]["train_loss"],
+    }
+    return Result("finished", metrics, curve, curve[-1]["seconds"])
 
 
 def _can_resume(folder: Path) -> bool:

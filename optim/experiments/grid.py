@@ -6,18 +6,21 @@ import difflib
 import inspect
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import yaml
 
 from manifold_resnet import optim
 from manifold_resnet._errors import UserError
+
+if TYPE_CHECKING:
+    from manifold_resnet.optim.experiments.run import Outcome
 
 __all__ = ["Cell", "Experiment", "Result", "Task", "check_names", "create_optimizer", "read_experiment", "shipped"]
 
@@ -63,6 +66,11 @@ class Cell:
             "parametrisation": self.parametrisation,
             "seed": self.seed,
         }
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the name of the cell stands for."""
+        return {"class": self.kind, "arguments": dict(self.arguments)}
 
 
 @dataclass
@@ -160,6 +168,8 @@ class Experiment:
     cells: tuple[Cell, ...]
     machine: Mapping[str, Any] = field(default_factory=dict)
 
+    command = "compare-optimizers"
+
     @cached_property
     def task(self) -> Task:
         """What the cells train."""
@@ -237,6 +247,16 @@ class Experiment:
         other = replace(self, settings=settings, machine={**self.machine, **machine})
         other._check()
         return other
+
+    def run(self, cell: Cell, folder: Path, tell: Callable[[str], None]) -> Result:
+        """Train a cell in a folder of its own, carrying on with what is there; `tell` takes a word on progress."""
+        return self.task.run(cell, folder, tell)
+
+    def write(self, outcome: Outcome, folder: Path, *, figure: bool) -> None:
+        """Write tables of what there is so far and, if asked for, the figure."""
+        from manifold_resnet.optim.experiments.report import write
+
+        write(outcome, folder, figure=figure)
 
     def to_dict(self) -> dict[str, Any]:
         """The experiment as a mapping that `from_dict` reads, every cell's settings spelled out."""

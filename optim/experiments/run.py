@@ -8,22 +8,68 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
-from manifold_resnet.optim.experiments.grid import Cell, Experiment, Result, read_yaml
+from manifold_resnet.optim.experiments.grid import Result, read_yaml
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from manifold_resnet._errors import UserError
 from manifold_resnet.training.callbacks import write_atomically
 
-__all__ = ["Outcome", "run_experiment"]
+__all__ = ["GridCell", "Grid", "Outcome", "run_experiment"]
 
 _log = logging.getLogger("manifold_resnet.optim.experiments")
+
+
+class GridCell(Protocol):
+    """One training, see `optim.experiments.grid.Cell`.
+
+    Attributes
+    ----------
+    id : str
+        Name of the cell and of its folder.
+    key : dict
+        The columns that say which cell a row of a table is about, ``id`` first.
+    about : dict
+        What the name stands for, of plain values; cells of the same name must agree in it.
+    """
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def key(self) -> dict[str, Any]: ...
+    @property
+    def about(self) -> dict[str, Any]: ...
+
+
+class Grid(Protocol):
+    """Trainings to be run and compared, see `optim.experiments.grid.Experiment`.
+
+    Attributes
+    ----------
+    name, command : str
+        Of the experiment, and the command of ``manifold-resnet`` that runs it.
+    settings : mapping
+        What all cells share.
+    cells : sequence of GridCell
+        In the order they run.
+    """
+
+    name: str
+    command: str
+    settings: Mapping[str, Any]
+    cells: Sequence[GridCell]
+
+    @classmethod
+    def from_dict(cls, values: Any, name: str, source: str) -> Grid: ...  # noqa: D102
+    def to_dict(self) -> dict[str, Any]: ...  # noqa: D102
+    def run(self, cell: Any, folder: Path, tell: Callable[[str], None]) -> Result: ...  # noqa: D102
+    def write(self, outcome: Outcome, folder: Path, *, figure: bool) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -32,9 +78,9 @@ class Outcome:
 
     Attributes
     ----------
-    experiment : Experiment
+    experiment : Grid
         What was asked for.
-    results : list of (Cell, Result)
+    results : list of (GridCell, Result)
         Of the cells that are done, in their order.
     missing : int
         How many cells are not.
@@ -51,23 +97,23 @@ class Outcome:
     (1, 'finished')
     """
 
-    experiment: Experiment
-    results: list[tuple[Cell, Result]]
+    experiment: Any
+    results: list[tuple[Any, Result]]
     missing: int
 
 
 def run_experiment(
-    experiment: Experiment, folder: str | Path, *, limit: int | None = None, progress: bool = False
+    experiment: Grid, folder: str | Path, *, limit: int | None = None, progress: bool = False
 ) -> Outcome:
     """Run what is not done yet; after an interruption, even a kill, the same call carries on.
 
     Parameters
     ----------
-    experiment : Experiment
-        What to run.
+    experiment : Grid
+        What to run, such as an `Experiment`.
     folder : str or Path
-        For ``cells/<cell>/cell.json`` and what else cells write, and for ``results.csv``, ``curves.csv``,
-        ``comparison.png``, ``config.yaml`` and ``log.txt``.
+        For ``cells/<cell>/cell.json`` and what else cells write, ``config.yaml``, ``log.txt``, and what the experiment
+        writes: ``results.csv``, ``curves.csv`` and ``comparison.png`` for one that compares optimizers.
     limit : int, optional
         Stop after so many cells.
     progress : bool
@@ -95,8 +141,6 @@ def run_experiment(
     0
     0
     """
-    from manifold_resnet.optim.experiments.report import write
-
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be a whole number, 1 or more, got {limit}")
     folder = Path(folder).expanduser().absolute()
@@ -119,22 +163,22 @@ def run_experiment(
             started = time.perf_counter()
             result = _run(experiment, cell, folder, lambda text, cell=cell: bar.set_postfix_str(f"{cell.id} {text}"))
             done[cell.id] = result
-            write(outcome(), folder, figure=False)
+            experiment.write(outcome(), folder, figure=False)
             bar.update()
             figures = ", ".join(f"{key} {value:.4g}" for key, value in result.metrics.items() if value is not None)
             _log.info(
                 "[%d/%d] %s: %s, %.1f s",
                 len(done), len(experiment.cells), cell.id, figures or result.reason, time.perf_counter() - started,
             )  # fmt: skip
-    write(outcome(), folder, figure=True)
+    experiment.write(outcome(), folder, figure=True)
     return outcome()
 
 
-def _claim(experiment: Experiment, folder: Path) -> None:
+def _claim(experiment: Grid, folder: Path) -> None:
     """Write ``config.yaml``, or check that what is there agrees but for cells that are new."""
     path = folder / "config.yaml"
     if path.exists():
-        _check_same(Experiment.from_dict(read_yaml(path), experiment.name, str(path)), experiment, path)
+        _check_same(experiment.from_dict(read_yaml(path), experiment.name, str(path)), experiment, path)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not a folder of an experiment, and not empty; choose another --output")
     try:
@@ -142,10 +186,10 @@ def _claim(experiment: Experiment, folder: Path) -> None:
     except OSError as error:
         raise UserError(f"cannot create {folder}: {error.strerror}; choose another --output") from error
     text = yaml.safe_dump(experiment.to_dict(), sort_keys=False, allow_unicode=True)
-    write_atomically(path, f"# {experiment.name}: manifold-resnet compare-optimizers reads this file\n{text}")
+    write_atomically(path, f"# {experiment.name}: manifold-resnet {experiment.command} reads this file\n{text}")
 
 
-def _check_same(old: Experiment, new: Experiment, path: Path) -> None:
+def _check_same(old: Grid, new: Grid, path: Path) -> None:
     hint = f"only cells can be added to {path.parent}; choose another --output"
     for name in {**old.settings, **new.settings}:
         before, now = old.settings.get(name), new.settings.get(name)
@@ -155,16 +199,16 @@ def _check_same(old: Experiment, new: Experiment, path: Path) -> None:
     for cell in old.cells:
         if cell.id not in cells:
             raise UserError(f"the cell {cell.id} is in {path}, and not in the grid now; {hint}")
-        before, now = ({"class": c.kind, **c.arguments} for c in (cell, cells[cell.id]))
+        before, now = cell.about, cells[cell.id].about
         if before != now:
-            raise UserError(f"optimizer {cell.optimizer} is {before} in {path} and {now} now; {hint}")
+            raise UserError(f"the cell {cell.id} is {before} in {path} and {now} now; {hint}")
 
 
-def _cell_file(folder: Path, cell: Cell) -> Path:
+def _cell_file(folder: Path, cell: GridCell) -> Path:
     return folder / "cells" / cell.id / "cell.json"
 
 
-def _read(folder: Path, cell: Cell) -> Result | None:
+def _read(folder: Path, cell: GridCell) -> Result | None:
     path = _cell_file(folder, cell)
     if not path.exists():
         return None
@@ -175,17 +219,17 @@ def _read(folder: Path, cell: Cell) -> Result | None:
         raise UserError(f"{path} is damaged ({error}); remove its folder to run the cell again") from error
 
 
-def _run(experiment: Experiment, cell: Cell, folder: Path, tell: Callable[[str], None]) -> Result:
+def _run(experiment: Grid, cell: GridCell, folder: Path, tell: Callable[[str], None]) -> Result:
     path = _cell_file(folder, cell)
     trainings = logging.getLogger("manifold_resnet.training")
     level = trainings.level
     trainings.setLevel(logging.WARNING)  # one line per cell is enough
     try:
-        result = experiment.task.run(cell, path.parent, tell)
+        result = experiment.run(cell, path.parent, tell)
     finally:
         trainings.setLevel(level)
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"cell": {**cell.key, "class": cell.kind, "arguments": dict(cell.arguments)}, **_plain(asdict(result))}
+    about = {"cell": {**cell.key, **cell.about}, **_plain(asdict(result))}
     write_atomically(path, json.dumps(about, indent=1, allow_nan=False) + "\n")
     return _read(folder, cell)
 
