@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-TIMEOUT = 120  # seconds; a collective that one process does not join would wait for ever
+TIMEOUT = 300  # seconds; a collective that one process does not join would wait for ever
 
 
 def in_processes(function: Callable[..., Any], count: int, *args: Any) -> list[Any]:

@@ -273,8 +273,8 @@ class PoincareBatchNorm3d(_PoincareBatchNorm):
 def convert_sync_batchnorm(module: nn.Module, process_group: ProcessGroup | None = None) -> nn.Module:
     """Make the Poincaré batch norms of a model synchronise their statistics over processes, in place.
 
-    Like ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``, which is for torch's own norms: a model that mixes both needs
-    both. Parameters, statistics and ``state_dict`` stay as they are.
+    Like ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``, which is for torch's own norms: a model that has both kinds
+    needs both. Parameters, statistics and ``state_dict`` stay as they are.
 
     Parameters
     ----------
