@@ -11,13 +11,20 @@ from importlib import metadata
 from typing import Any, NoReturn
 
 from manifold_resnet._errors import UserError
-from manifold_resnet.cli import benchmark, convert, optimizers, robustness, training
+from manifold_resnet.cli import benchmark, convert, export, optimizers, robustness, training
 
 __all__ = ["main"]
 
 _PROGRAM = "manifold-resnet"
 _DEBUG = "MANIFOLD_RESNET_DEBUG"
-_COMMANDS = training.COMMANDS | benchmark.COMMANDS | optimizers.COMMANDS | robustness.COMMANDS | convert.COMMANDS
+_COMMANDS = (
+    training.COMMANDS
+    | export.COMMANDS
+    | convert.COMMANDS
+    | benchmark.COMMANDS
+    | optimizers.COMMANDS
+    | robustness.COMMANDS
+)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -64,7 +64,7 @@ def test_two_processes_give_the_run_of_one(tmp_path):
         assert {**right, "seconds": 0} == pytest.approx({**left, "seconds": 0}, abs=1e-6)
     first, second = (load_run(run, "last")[0].state_dict() for run in (whole, folder))
     for name, value in first.items():
-        torch.testing.assert_close(second[name], value, atol=1e-9, rtol=0)
+        torch.testing.assert_close(second[name], value, atol=1e-6, rtol=0)  # the loss itself is taken in float32
     results = [json.loads((run / "test.json").read_text()) for run in (whole, folder)]
     assert results[0]["images"] == results[1]["images"] == 360
     assert results[1]["test_accuracy"] == results[0]["test_accuracy"]
