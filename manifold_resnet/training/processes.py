@@ -149,13 +149,12 @@ def _check(config: Config, devices: int, size: int) -> None:
             f"--batch-size {config.batch_size} is the number of images per step over all {size} processes, and leaves "
             f"some of them without images; make it {size} or more"
         )
-    if config.model.startswith("euclidean"):
-        if not gpu:
-            raise UserError(
-                f"{config.model} in several processes needs GPUs: torch synchronises Euclidean batch norms on GPUs "
-                "only; use --devices 1"
-            )
-    elif config.mean == "frechet":
+    if config.mean is None and not gpu:
+        raise UserError(
+            f"{config.model} in several processes needs GPUs: torch synchronises Euclidean batch norms on GPUs only; "
+            "use --devices 1"
+        )
+    if config.mean == "frechet":
         raise UserError(
             "--mean frechet can't be synchronised over processes; use --mean midpoint, or --devices 1 and one node"
         )

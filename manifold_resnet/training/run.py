@@ -67,7 +67,7 @@ def train(
     progress : bool
         Show a progress bar.
     callbacks : sequence of lightning.Callback
-        Called beside the usual ones.
+        Called beside the usual ones; with ``config.devices`` above 1 in each process, of which they get copies.
 
     Returns
     -------
