@@ -202,7 +202,7 @@ def export_run(
         pixels = torch.rand(2, facts["channels"], *facts["size"], generator=torch.Generator().manual_seed(0))
     metadata = {"model": config.model, "classes": facts["classes"]}
     if hasattr(model, "ball"):
-        metadata["c"] = float(model.ball.c)
+        metadata["c"] = model.ball.c.item()
     return export_model(
         model.float(), path, pixels, mean=facts["mean"], std=facts["std"], metadata=metadata, check=check
     )

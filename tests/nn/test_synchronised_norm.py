@@ -68,29 +68,24 @@ def share(rank):
     return results, outcome(alone, batches, batches, slice(rank, None))[0]
 
 
-@pytest.fixture(scope="module")
-def shares():
-    return in_processes(share, 2)
-
-
-@pytest.mark.parametrize("i", range(len(CASES)), ids=[f"{n}d-{s}-{d}-{z}-{c}" for n, s, d, z, c, _ in CASES])
-def test_two_processes_equal_one_with_the_joint_batch(shares, i):
-    n, scale, dtype, sizes, c, momentum = CASES[i]
-    outputs, gradients, parameters, buffers = outcome(*case(n, scale, dtype, c, momentum), slice(None))
-    value, gradient = (1e-12, 1e-11) if dtype == torch.float64 else (1e-6, 1e-5)
-    parts = [results[i] for results, _ in shares]
-    for together, whole in ((0, outputs), (1, gradients)):
-        for step, expected in enumerate(whole):
-            got = torch.cat([part[together][step] for part in parts])
-            assert_close(got, expected, gradient if together else value, f"step {step}")
-    for name, expected in parameters.items():
-        assert_close(sum(part[2][name] for part in parts), expected, gradient, name)
-    for name, expected in buffers.items():
-        for part in parts:
-            assert_close(part[3][name], expected, value if name != "num_batches_tracked" else 0.0, name)
-
-
-def test_a_group_of_one_process_is_a_plain_norm(shares):
+def test_two_processes_equal_one_with_the_joint_batch():
+    """All cases in one test, because processes take long to start."""
+    shares = in_processes(share, 2)
+    for i, (n, scale, dtype, sizes, c, momentum) in enumerate(CASES):
+        about = f"{n}d, {scale}, {dtype}, {sizes}, c={c}"
+        outputs, gradients, parameters, buffers = outcome(*case(n, scale, dtype, c, momentum), slice(None))
+        value, gradient = (1e-12, 1e-11) if dtype == torch.float64 else (1e-6, 1e-5)
+        parts = [results[i] for results, _ in shares]
+        for together, whole in ((0, outputs), (1, gradients)):
+            for step, expected in enumerate(whole):
+                got = torch.cat([part[together][step] for part in parts])
+                assert_close(got, expected, gradient if together else value, f"{about}, step {step}")
+        for name, expected in parameters.items():
+            assert_close(sum(part[2][name] for part in parts), expected, gradient, f"{about}, {name}")
+        for name, expected in buffers.items():
+            for part in parts:
+                assert_close(part[3][name], expected, value, f"{about}, {name}")
+    # a group of one process is a plain norm
     norm, batches, _ = case(2, "channel", torch.float64, 0.5, 0.3)
     for rank, (_, outputs) in enumerate(shares):
         expected = outcome(copy.deepcopy(norm), batches, batches, slice(rank, None))[0]
