@@ -82,6 +82,8 @@ class RiemannianOptimizer(ABC):
         ------
         ValueError
             If a setting is out of range, or decoupled weight decay is asked for on a manifold without origin.
+        TypeError
+            If a parameter is sharded (a ``DTensor``): ``fully_shard`` takes its manifold away.
         """
         for name, value in self._given.items():
             param_group.setdefault(name, value)
@@ -89,8 +91,9 @@ class RiemannianOptimizer(ABC):
         super().add_param_group(param_group)  # type: ignore[misc]
         group = self.param_groups[-1]
         try:
+            self._check_sharding(group)
             self._check_decay(group)
-        except ValueError:
+        except (TypeError, ValueError):
             self.param_groups.pop()
             raise
 
@@ -100,6 +103,15 @@ class RiemannianOptimizer(ABC):
         limit = group["max_grad_norm"]
         if limit is not None and not limit > 0:
             raise ValueError(f"max_grad_norm must be above 0, or None for no clipping, got {limit!r}")
+
+    def _check_sharding(self, group: dict[str, Any]) -> None:
+        for i, point in enumerate(group["params"]):
+            if hasattr(point, "device_mesh"):
+                raise TypeError(
+                    f"{_name(group, i, point)} is sharded (a {type(point).__name__}): fully_shard turns points of a "
+                    "manifold into plain numbers. Train hyperbolic layers with DistributedDataParallel, and give "
+                    "sharded Euclidean ones to an optimizer of torch"
+                )
 
     def _check_decay(self, group: dict[str, Any]) -> None:
         if not group["decoupled_weight_decay"] or not group.get("weight_decay", self.defaults.get("weight_decay")):

@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import Any, NoReturn
 
 from manifold_resnet._errors import UserError
-from manifold_resnet.cli import benchmark, convert, experiments, optimizers, robustness, training
+from manifold_resnet.cli import benchmark, convert, experiments, export, optimizers, robustness, training
 
 __all__ = ["main"]
 
@@ -21,6 +21,7 @@ _COMMANDS = (
     training.COMMANDS
     | robustness.COMMANDS
     | experiments.COMMANDS
+    | export.COMMANDS
     | convert.COMMANDS
     | benchmark.COMMANDS
     | optimizers.COMMANDS

@@ -26,6 +26,8 @@ def _benchmark_options(parser: argparse.ArgumentParser) -> None:
     add("--sweeps", metavar="NAME", nargs="*", help="vary these one by one: width, depth, batch, image")
     add("--device", metavar="NAME", help="cpu or cuda (default: cpu)")
     add("--threads", metavar="N", type=int, help="threads on the CPU (default: as torch does)")
+    add("--deployment", action="store_true", help="measure exported networks instead: latency of eager, compiled, "
+        "torch.export and ONNX; needs the extra export")  # fmt: skip
     parser.add_argument("--output", metavar="FOLDER", default="benchmark", help="where to write (default: benchmark)")
 
 
@@ -37,6 +39,9 @@ def _benchmark(options: argparse.Namespace) -> None:
     folder = Path(given.pop("output"))
     if "sweeps" in given:
         given["sweeps"] = tuple(given["sweeps"])
+    if given.pop("deployment", False):
+        _deployment(Settings(**given), folder)
+        return
     results = benchmark(Settings(**given))
     write(results, folder)
     print(table(results))
@@ -45,12 +50,22 @@ def _benchmark(options: argparse.Namespace) -> None:
         raise UserError("ours and the plain composition disagree, see above: please report this, with the JSON file")
 
 
+def _deployment(settings: Any, folder: Path) -> None:
+    from manifold_resnet.benchmark.deployment import benchmark_deployment, table, write
+
+    results = benchmark_deployment(settings)
+    write(results, folder)
+    print(table(results))
+    print(f"written to {folder / 'deployment.json'}")
+
+
 COMMANDS = {
     "benchmark": Command(
         "measure what hyperbolic networks cost next to Euclidean ones",
         "examples:\n"
         "  manifold-resnet benchmark                              a few minutes and 8 GB of memory\n"
         "  manifold-resnet benchmark --no-naive --sweeps depth batch\n"
+        "  manifold-resnet benchmark --deployment --batch-size 32\n"
         "  manifold-resnet benchmark --widths 64-128-256 --batch-size 32 --no-naive\n"
         "  manifold-resnet benchmark --model resnet18            images of 224 x 224, next to torchvision's",
         _benchmark_options,

@@ -17,8 +17,8 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--resume",
         metavar="RUN",
-        help="carry on with an interrupted run; only --data-dir, --workers, --device and, with a constant "
-        "schedule, --epochs may differ",
+        help="carry on with an interrupted run; only --data-dir, --workers, --device, --devices, "
+        "--num-nodes and, with a constant schedule, --epochs may differ",
     )
     run.add_argument(
         "--config",
@@ -71,11 +71,12 @@ def add_settings(
 
 def _train(options: argparse.Namespace) -> None:
     from manifold_resnet.training import Config, resume, train
+    from manifold_resnet.training.processes import reports
 
     given = dict(vars(options))
     output, run, file = given.pop("output"), given.pop("resume"), given.pop("config")
     if run is not None:
-        allowed = {"epochs", "data_dir", "workers", "device"}
+        allowed = {"epochs", "data_dir", "workers", "device", "devices", "num_nodes"}
         refused = sorted(set(given) - allowed) + [
             name for name, value in (("output", output), ("config", file)) if value is not None
         ]
@@ -87,7 +88,8 @@ def _train(options: argparse.Namespace) -> None:
     else:
         values = {} if file is None else Config.read_dict(file)
         folder = train(Config.from_dict({**values, **given}, file or "the command line"), output)
-    _report(folder)
+    if reports():  # the others do not wait for the test
+        _report(folder)
 
 
 def _report(folder: Path) -> None:
@@ -135,6 +137,8 @@ COMMANDS = {
         "  manifold-resnet train --dataset cifar10 --epochs 100   downloads CIFAR-10 to ./data\n"
         "  manifold-resnet train --dataset folder:photos --image-size 64\n"
         "  manifold-resnet train --model euclidean-8-16-32-resnet-20\n"
+        "  manifold-resnet train --devices 2 --batch-size 256     two processes, 128 images each per step\n"
+        "  torchrun --nproc_per_node 2 -m manifold_resnet train   the same, started by torchrun\n"
         "  manifold-resnet train --resume runs/digits-hyperbolic-8-16-32-resnet-20-1\n"
         "  manifold-resnet train --config runs/digits-hyperbolic-8-16-32-resnet-20-1/config.yaml --seed 1",
         _train_options,

@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from manifold_resnet._errors import UserError
@@ -81,7 +81,8 @@ class ImageData(lightning.LightningDataModule):
     """Training, validation and test batches of a data set.
 
     Two trainings with one seed see the same images in the same order with the same augmentation, whatever the
-    number of workers, and also when one of them was stopped and resumed between two epochs.
+    number of workers, and also when one of them was stopped and resumed between two epochs. Several processes, that is
+    a Trainer with several devices or nodes, share each batch, and each image of the other splits goes to one of them.
 
     Parameters
     ----------
@@ -90,7 +91,7 @@ class ImageData(lightning.LightningDataModule):
     data_dir : str
         Where downloaded data sets are kept.
     batch_size : int
-        Images per batch.
+        Images per batch, over all processes.
     image_size : int, optional
         Resize the shorter side to this many pixels and cut the centre square; by default images stay as they
         are, and must then all have one size.
@@ -251,26 +252,38 @@ class ImageData(lightning.LightningDataModule):
     def _loader(self, views: Views, **options: Any) -> DataLoader:
         return DataLoader(
             views,
-            batch_size=self.batch_size,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
             **options,
         )
 
+    def _share(self) -> tuple[int, int]:
+        """Number of this process, and how many there are."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
     def train_dataloader(self) -> DataLoader:
         """Shuffled, augmented batches ``(images [B, C, H, W], labels [B])``, all of the full size."""
         # a last batch of one or two images would make a poor batch norm
         enough = len(self.train) >= self.batch_size
-        return self._loader(self.train, sampler=EpochShuffle(len(self.train), self.seed), drop_last=enough)
+        order = EpochShuffle(len(self.train), self.seed)
+        return self._loader(self.train, batch_sampler=SharedBatches(order, self.batch_size, enough, *self._share()))
+
+    def _in_order(self, views: Views, what: str) -> DataLoader:
+        rank, processes = self._share()
+        count = len(views)
+        if count < processes:
+            raise UserError(f"{count} {what} images can't be shared among {processes} processes; use fewer --devices")
+        own = range(count * rank // processes, count * (rank + 1) // processes)
+        return self._loader(views, sampler=own, batch_size=-(-self.batch_size // processes))
 
     def val_dataloader(self) -> DataLoader | list:
         """Validation batches in a fixed order; an empty list if there are no validation images."""
-        return [] if self.val is None else self._loader(self.val)
+        return [] if self.val is None else self._in_order(self.val, "validation")
 
     def test_dataloader(self) -> DataLoader:
         """Test batches in a fixed order."""
-        return self._loader(self.test)
+        return self._in_order(self.test, "test")
 
 
 class EpochShuffle(Sampler):
@@ -289,6 +302,24 @@ class EpochShuffle(Sampler):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
         return ((self.epoch, int(index)) for index in order)
+
+
+class SharedBatches(BatchSampler):
+    """Batches of which this process gets its share: a part of each, sizes as equal as possible."""
+
+    def __init__(self, sampler: Sampler, batch_size: int, drop_last: bool, rank: int = 0, processes: int = 1):
+        super().__init__(sampler, batch_size, drop_last)
+        self.rank, self.processes = rank, processes
+        smallest = min(batch_size, len(sampler))
+        if smallest < processes:
+            raise UserError(
+                f"batches of {smallest} training images can't be shared among {processes} processes; use fewer "
+                "--devices"
+            )
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for batch in super().__iter__():
+            yield batch[len(batch) * self.rank // self.processes : len(batch) * (self.rank + 1) // self.processes]
 
 
 class Views(Dataset):

@@ -7,7 +7,12 @@ changes nothing else.
 
 from manifold_resnet.nn import init
 from manifold_resnet.nn.base import ClippingMonitor, monitor_clipping
-from manifold_resnet.nn.batch_norm import PoincareBatchNorm1d, PoincareBatchNorm2d, PoincareBatchNorm3d
+from manifold_resnet.nn.batch_norm import (
+    PoincareBatchNorm1d,
+    PoincareBatchNorm2d,
+    PoincareBatchNorm3d,
+    convert_sync_batchnorm,
+)
 from manifold_resnet.nn.conv_transpose import (
     PoincareConvTranspose1d,
     PoincareConvTranspose2d,
@@ -61,6 +66,7 @@ __all__ = [
     "PoincareMaxPool3d",
     "PoincareReLU",
     "PoincareResidual",
+    "convert_sync_batchnorm",
     "init",
     "monitor_clipping",
 ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import geoopt
 import torch
 from torch import Tensor, nn
 
 from manifold_resnet.functional._checks import Chart, curvature, full_precision
+from manifold_resnet.functional._synchronised import is_spread, joint_statistics
 from manifold_resnet.functional.batch_norm import (
     Mean,
     Scale,
@@ -18,6 +20,9 @@ from manifold_resnet.functional.batch_norm import (
 )
 from manifold_resnet.functional.charts import convert
 from manifold_resnet.nn.base import BoundedModule
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class _PoincareBatchNorm(BoundedModule):
@@ -40,6 +45,8 @@ class _PoincareBatchNorm(BoundedModule):
         mean: Mean = "midpoint",
         scale: Scale = "channel",
         max_distance: float | None = None,
+        sync: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(ball, 1, max_distance)
         check_norm(mean, scale)
@@ -53,6 +60,9 @@ class _PoincareBatchNorm(BoundedModule):
         self.affine, self.track_running_stats = affine, track_running_stats
         self.mean: Mean = mean
         self.scale: Scale = scale
+        self.sync, self.process_group = False, None
+        if sync:
+            self._synchronise(process_group)
         like = {"dtype": ball.isp_c.dtype, "device": ball.isp_c.device}
         shape = () if scale == "scalar" else (num_features,)
         #: what standardised tangent vectors are multiplied by at first: puts points at distance one, whatever the width
@@ -100,16 +110,31 @@ class _PoincareBatchNorm(BoundedModule):
             return None
         return self.log_scale.exp() * self.base_gain
 
+    def _synchronise(self, process_group: ProcessGroup | None) -> None:
+        if self.mean != "midpoint":
+            raise ValueError(
+                "only midpoints can be synchronised, because they are sums over the processes; got a norm with "
+                f"mean={self.mean!r}: use mean='midpoint', or do not synchronise it"
+            )
+        self.sync, self.process_group = True, process_group
+
     @torch.no_grad()
-    def _track(self, sums: Tensor, variance: Tensor, count: int) -> None:
+    def _track(self, sums: Tensor, variance: Tensor, count: Tensor | int) -> None:
         if self.running_sums is None or self.running_var is None or self.num_batches_tracked is None:
             return
-        self.num_batches_tracked.add_(1)
-        unbiased = variance * (count / max(count - 1, 1))
+        if isinstance(count, Tensor):  # over all processes; where all of their batches are empty, nothing changes
+            seen = count > 0
+            unbiased = variance * (count / (count - 1).clamp_min(1))
+        else:
+            seen = True
+            unbiased = variance * (count / max(count - 1, 1))
+        self.num_batches_tracked.add_(seen)
         if self.momentum is None:
             weight = self.num_batches_tracked.to(sums.dtype).reciprocal()
         else:
             weight = sums.new_full((), self.momentum)
+        if isinstance(seen, Tensor):
+            weight = torch.where(seen, weight, 0)
         self.running_sums.lerp_(sums.to(self.running_sums.dtype), weight.to(self.running_sums.dtype))
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), weight.to(self.running_var.dtype))
 
@@ -144,15 +169,21 @@ class _PoincareBatchNorm(BoundedModule):
         self._check_points(x, in_chart)
         c = curvature(self.c, x)
         h = convert(x, in_chart, "hyperboloid", c=c, dim=1)
-        if h.numel() == 0:
+        spread = self.sync and self.training and is_spread(self.process_group)
+        if h.numel() == 0 and not spread:
             return convert(h, "hyperboloid", out_chart, c=c, dim=1)
         center = None if self.bias is None else convert(self.bias, "ball", "hyperboloid", c=c)
         gain = self.gain()
         if gain is None and self.scale == "channel":
             gain = h.new_full((self.num_features,), self.base_gain)
         mean = variance = None
+        count: Tensor | int = h.numel() // self.num_features
         from_batch = self.training or self.running_sums is None
-        if not from_batch and self.running_sums is not None:
+        if spread:
+            mean, variance, joint_sums, count = joint_statistics(
+                h, c, scale=self.scale, dim=1, group=self.process_group
+            )
+        elif not from_batch and self.running_sums is not None:
             mean, variance = mean_of_sums(self.running_sums), self.running_var
         fused = out_chart == "tangent" and self._counts is None
         y, sums, variance = normalise(
@@ -160,7 +191,7 @@ class _PoincareBatchNorm(BoundedModule):
             eps=self.eps, dim=1, chart="tangent" if fused else "hyperboloid", relu=fused and relu,
         )  # fmt: skip
         if from_batch and self.training:
-            self._track(sums, variance, h.numel() // self.num_features)
+            self._track(joint_sums if spread else sums, variance, count)
         return y if fused else self._emitted(y, out_chart, relu)
 
     def extra_repr(self) -> str:
@@ -169,7 +200,7 @@ class _PoincareBatchNorm(BoundedModule):
             f"track_running_stats={self.track_running_stats}, mean={self.mean!r}, scale={self.scale!r}",
             super().extra_repr(),
         ]
-        return ", ".join(parts)
+        return ", ".join(parts + ["sync=True"] * self.sync)
 
 
 class PoincareBatchNorm2d(_PoincareBatchNorm):
@@ -198,6 +229,12 @@ class PoincareBatchNorm2d(_PoincareBatchNorm):
         Standardise each coordinate of the tangent vectors at the mean, or divide by one Fréchet variance (the paper).
     max_distance : float, optional
         Bound on the outputs' geodesic distance from the origin; None: ``DEFAULT_MAX_DISTANCE / sqrt(c)``.
+    sync : bool
+        In training, take the statistics over the batches of all processes: values, gradients (with the losses added up
+        over the processes) and running statistics are those of one process with the joint batch. Processes may have
+        different numbers of points, or none. Without ``torch.distributed``, or with one process, as without it.
+    process_group : torch.distributed.ProcessGroup, optional
+        The processes to synchronise; None: all.
 
     Attributes
     ----------
@@ -215,7 +252,7 @@ class PoincareBatchNorm2d(_PoincareBatchNorm):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not one of those listed.
+        If an argument is not one of those listed, or ``mean="frechet"`` is to be synchronised.
 
     Examples
     --------
@@ -266,3 +303,42 @@ class PoincareBatchNorm3d(_PoincareBatchNorm):
     """
 
     _ndims = (5,)
+
+
+def convert_sync_batchnorm(module: nn.Module, process_group: ProcessGroup | None = None) -> nn.Module:
+    """Make the Poincaré batch norms of a model synchronise their statistics over processes, in place.
+
+    Like ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``, which is for torch's own norms: a model that has both kinds
+    needs both. Parameters, statistics and ``state_dict`` stay as they are.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A norm or a model.
+    process_group : torch.distributed.ProcessGroup, optional
+        The processes to synchronise; None: all.
+
+    Returns
+    -------
+    nn.Module
+        `module`.
+
+    Raises
+    ------
+    ValueError
+        If a norm has ``mean="frechet"``; then none is changed.
+
+    Examples
+    --------
+    >>> import manifold_resnet as mr
+    >>> model = mr.models.create_model("hyperbolic-4-8-8-resnet-8")
+    >>> mr.nn.convert_sync_batchnorm(model).bn1.sync
+    True
+    """
+    norms = {name: norm for name, norm in module.named_modules() if isinstance(norm, _PoincareBatchNorm)}
+    for name, norm in norms.items():
+        if norm.mean != "midpoint":
+            raise ValueError(f"{name or 'the norm'} has mean={norm.mean!r}; only mean='midpoint' can be synchronised")
+    for norm in norms.values():
+        norm._synchronise(process_group)
+    return module

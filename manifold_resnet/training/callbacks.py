@@ -37,7 +37,8 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
 class MetricsTable(lightning.Callback):
     """One row of ``metrics.csv`` per epoch; a resumed training carries on below the epochs it keeps.
 
-    Lightning's CSVLogger starts the file anew on resuming and spreads an epoch over several rows.
+    Only the first process writes. Lightning's CSVLogger starts the file anew on resuming and spreads an epoch over
+    several rows.
 
     Parameters
     ----------
@@ -52,7 +53,7 @@ class MetricsTable(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Keep the rows of the epochs that the checkpoint has behind it."""
-        if self.path.exists():
+        if trainer.is_global_zero and self.path.exists():
             self.rows = [row for row in read_metrics(self.path) if row["epoch"] <= trainer.current_epoch]
             for row in self.rows:
                 row.update(epoch=int(row["epoch"]), step=int(row["step"]))
@@ -63,6 +64,8 @@ class MetricsTable(lightning.Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Add the epoch's row."""
+        if not trainer.is_global_zero:
+            return
         row: dict[str, Any] = {key: float(value) for key, value in trainer.callback_metrics.items()}
         row |= {
             "epoch": trainer.current_epoch + 1,
@@ -131,6 +134,6 @@ class ProgressBar(TQDMProgressBar):
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Show the epoch's figures."""
         super().on_train_epoch_end(trainer, module)
-        if self._plain:
+        if self._plain and trainer.is_global_zero:
             values = (f"{key} {float(value):.3f}" for key, value in sorted(trainer.callback_metrics.items()))
             _log.info("epoch %d/%d: %s", trainer.current_epoch + 1, trainer.max_epochs, ", ".join(values))

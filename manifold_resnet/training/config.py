@@ -124,7 +124,9 @@ class Config:
         "share of the training images kept apart to choose the best checkpoint, 0 for none; not used with a "
         "folder that has both val/ and test/",
     )
-    workers: int | None = _option(None, "data", _natural, "N", "processes that load images (default: 0, with a GPU 4)")
+    workers: int | None = _option(
+        None, "data", _natural, "N", "processes that load images, for each that trains (default: 0, with a GPU 4)"
+    )
     model: str = _option(
         "hyperbolic-8-16-32-resnet-20",
         "network",
@@ -172,7 +174,12 @@ class Config:
     epochs: int | None = _option(
         None, "training", _count, "N", "passes over the training images (default: by data set)"
     )
-    batch_size: int | None = _option(None, "training", _count, "N", "images per step (default: by data set)")
+    batch_size: int | None = _option(
+        None, "training", _count, "N", "images per batch, over all processes together (default: by data set)"
+    )
+    accumulate: int = _option(
+        1, "training", _count, "N", "batches per step of the optimizer, their gradients averaged; norms see one batch"
+    )
     optimizer: str = _option("adam", "training", _one_of("adam", "sgd"), "NAME", "Riemannian adam or sgd")
     second_moment: str | None = _option(
         None,
@@ -217,6 +224,15 @@ class Config:
     )
     seed: int = _option(0, "training", _natural, "N", "same seed, data and machine: same result")
     device: str = _option("auto", "training", _one_of("auto", "cpu", "cuda"), "NAME", "auto, cpu or cuda")
+    devices: int | None = _option(
+        None,
+        "training",
+        _count,
+        "N",
+        "processes on this machine, each on a GPU of its own or on the CPU, that share the batches (default: 1, under "
+        "torchrun as it says)",
+    )
+    num_nodes: int | None = _option(None, "training", _count, "N", "machines (default: 1, under torchrun as it says)")
     precision: str = _option("32", "training", _one_of("32", "bf16", "64"), "BITS", "32, bf16 (mixed) or 64")
     images: Mapping[str, Any] | None = field(default=None, repr=False)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from manifold_resnet._errors import UserError
@@ -21,6 +22,26 @@ __all__ = ["Classifier", "DivergedError"]
 
 class DivergedError(UserError):
     """A training whose loss is no longer a finite number."""
+
+
+class MeanLoss(Metric):
+    """Mean over all images of an epoch, in all processes; Lightning's own rounds numbers of images when it averages."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, images: int) -> None:
+        """Count the mean loss of so many images."""
+        self.total += loss.detach() * images
+        self.images += images
+
+    def compute(self) -> Tensor:
+        """Mean loss so far."""
+        return self.total / self.images
 
 
 class Classifier(lightning.LightningModule):
@@ -41,6 +62,7 @@ class Classifier(lightning.LightningModule):
         for stage in ("train", "val", "test"):
             metric = MulticlassAccuracy(classes, average="micro", validate_args=False)
             setattr(self, f"{stage}_accuracy", metric)
+            setattr(self, f"{stage}_loss", MeanLoss())
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] to logits [B, classes]."""
@@ -54,13 +76,22 @@ class Classifier(lightning.LightningModule):
         accuracy(logits, labels)
         size = len(labels)
         shown = stage != "test"
-        self.log(f"{stage}_loss", loss, on_step=False, on_epoch=True, batch_size=size, prog_bar=shown)
-        self.log(f"{stage}_accuracy", accuracy, on_step=False, on_epoch=True, batch_size=size, prog_bar=shown)
+        mean = getattr(self, f"{stage}_loss")
+        mean.update(loss, size)
+        about = {"on_step": False, "on_epoch": True, "batch_size": size, "prog_bar": shown}
+        self.log(f"{stage}_loss", mean, **about)
+        self.log(f"{stage}_accuracy", accuracy, **about)
         return loss
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        """Return the loss of a batch."""
-        return self._step(batch, "train")
+        """Return the loss of a batch; of several processes' shares, so that their average is the whole batch's."""
+        loss = self._step(batch, "train")
+        processes = self.trainer.world_size
+        if processes > 1:
+            size = len(batch[1])
+            together = self.trainer.strategy.reduce(torch.tensor(float(size), device=loss.device), reduce_op="sum")
+            loss = loss * (size * processes / together)
+        return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """Count a validation batch."""
@@ -71,8 +102,9 @@ class Classifier(lightning.LightningModule):
         self._step(batch, "test")
 
     def on_train_epoch_start(self) -> None:
-        """Make whatever random numbers a network draws depend on seed and epoch alone, as the data do."""
-        words = np.random.SeedSequence((self.config.seed, self.current_epoch)).generate_state(1, np.uint64)
+        """Make whatever random numbers a network draws depend on seed, epoch and process alone."""
+        key = (self.config.seed, self.current_epoch, *[self.global_rank] * (self.global_rank > 0))
+        words = np.random.SeedSequence(key).generate_state(1, np.uint64)
         torch.manual_seed(int(words[0]))
 
     def on_train_epoch_end(self) -> None:

@@ -5,26 +5,29 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import platform
-import re
 import shutil
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
 from manifold_resnet._errors import UserError
+from manifold_resnet.data import ImageData
+from manifold_resnet.nn import convert_sync_batchnorm
 from manifold_resnet.plotting.curves import plot_curves
 from manifold_resnet.training.callbacks import Checkpoint, MetricsTable, ProgressBar, read_metrics, write_atomically
 from manifold_resnet.training.checkpoints import checkpoint_path, load_weights, open_run, read_checkpoint, run_folder
 from manifold_resnet.training.config import Config
+from manifold_resnet.training.folders import free_folder, new_folder, next_free_folder, write_config
 from manifold_resnet.training.module import Classifier
+from manifold_resnet.training.processes import Processes, in_use, launch, leads, processes_of, torchrun_rank
 
 __all__ = ["TrainingInterrupted", "evaluate", "resume", "train"]
 
@@ -71,15 +74,15 @@ def train(
     progress : bool
         Show a progress bar.
     callbacks : sequence of lightning.Callback
-        Called beside the usual ones.
+        Called beside the usual ones; with ``config.devices`` above 1 in each process, of which they get copies.
 
     Returns
     -------
     Path
-        The run's folder: ``config.yaml``, ``metrics.csv``, ``curves.png``, ``test.json``,
-        ``checkpoints/best.ckpt`` (highest validation accuracy; none without validation images) and
-        ``last.ckpt``, ``tensorboard/``. A training that fails before its first epoch is complete leaves no
-        folder.
+        The run's folder: ``config.yaml``, ``metrics.csv``, ``curves.png``, ``test.json``, ``checkpoints/best.ckpt``
+        (highest validation accuracy; none without validation images) and ``last.ckpt``, ``tensorboard/``. A training
+        that fails before its first epoch is complete leaves no folder. Under torchrun, the other processes return
+        while the first one is measuring the test images.
 
     Raises
     ------
@@ -101,16 +104,17 @@ def train(
     """
     config = replace(config.resolved(), images=None)
     config.accelerator()
-    folder = None if output is None else _check_free(Path(output).expanduser().absolute())
+    processes = processes_of(config)
+    if not leads(config, processes):
+        return _run(processes, config, None, progress, callbacks)
+    folder = None if output is None else free_folder(Path(output).expanduser().absolute())
     data = config.open_data()
     data.setup()
-    config = replace(config, images=asdict(data.facts))
-    lightning.seed_everything(config.seed, verbose=False)
-    classifier = Classifier(config.to_dict())
-    folder = _next_free(config) if folder is None else _make(folder)
+    config = replace(in_use(config, processes), images=asdict(data.facts))
+    folder = next_free_folder(config) if folder is None else new_folder(folder)
     try:
-        _write_config(folder, config)
-        _fit(classifier, data, folder, progress, callbacks)
+        write_config(folder, config)
+        _run(processes, config, folder, progress, callbacks, data=data)
     except BaseException:
         if not checkpoint_path(folder, "last").exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -118,7 +122,6 @@ def train(
                 with contextlib.suppress(OSError):
                     folder.parent.rmdir()
         raise
-    _finish(classifier, data, folder, progress)
     return folder
 
 
@@ -129,6 +132,8 @@ def resume(
     data_dir: str | None = None,
     workers: int | None = None,
     device: str | None = None,
+    devices: int | None = None,
+    num_nodes: int | None = None,
     progress: bool = True,
     callbacks: Sequence[lightning.Callback] = (),
 ) -> Path:
@@ -141,7 +146,7 @@ def resume(
     epochs : int, optional
         A new total. Only a constant learning rate allows it: the other schedules were laid out for the old
         one.
-    data_dir, workers, device : optional
+    data_dir, workers, device, devices, num_nodes : optional
         As in ``Config``; what else is set can't change.
     progress, callbacks :
         As in ``train``.
@@ -175,6 +180,9 @@ def resume(
     checkpoint = read_checkpoint(path)
     old = Config.from_dict(checkpoint["hyper_parameters"]["config"], str(path))
     changes = {"epochs": epochs, "data_dir": data_dir, "workers": workers, "device": device}
+    changes |= {"devices": devices, "num_nodes": num_nodes}
+    if torchrun_rank() is not None:  # it says how many processes there are, whatever there were
+        old = replace(old, devices=None, num_nodes=None)
     config = replace(old, **{key: value for key, value in changes.items() if value is not None}).resolved()
     config.accelerator()
     done = checkpoint["epoch"] + 1
@@ -188,14 +196,18 @@ def resume(
         raise UserError(
             f"{folder} has finished its training, {done} of {done} epochs; see `manifold-resnet evaluate {folder}`"
         )
+    processes = processes_of(config)
+    if not leads(config, processes):
+        return _run(processes, config, None, progress, callbacks)
     data = config.open_data()
     data.setup()
-    classifier = Classifier(config.to_dict())
-    if config.epochs > done:
-        _write_config(folder, config)
-        (folder / "test.json").unlink(missing_ok=True)
-        _fit(classifier, data, folder, progress, callbacks, ckpt_path=path)
-    _finish(classifier, data, folder, progress)
+    if config.epochs == done:  # only the test is left
+        _finish(Classifier(config.to_dict()), data, folder, progress)
+        return folder
+    config = in_use(config, processes)
+    write_config(folder, config)
+    (folder / "test.json").unlink(missing_ok=True)
+    _run(processes, config, folder, progress, callbacks, data=data, ckpt_path=path)
     return folder
 
 
@@ -264,13 +276,48 @@ def evaluate(
         return _test(classifier, data, path, stored["epoch"] + 1, progress)
 
 
-def _trainer(config: Config, folder: Path | None, progress: bool, **options: Any) -> lightning.Trainer:
+def _run(
+    processes: Processes | None,
+    config: Config,
+    folder: Path | None,
+    progress: bool,
+    callbacks: Sequence[lightning.Callback],
+    ckpt_path: Path | None = None,
+    data: ImageData | None = None,
+) -> Path:
+    """Train and test, in all processes; `config`, `folder` and `ckpt_path` are those of the first."""
+    if processes is None:
+        try:
+            return launch(config, _run, config, folder, progress, callbacks, ckpt_path)
+        except KeyboardInterrupt as interrupt:
+            raise _interrupted(folder) from interrupt
+    with processes.connected(config.accelerator()):
+        config, folder, ckpt_path = processes.tell((config, folder, ckpt_path))
+        if data is None:
+            data = config.open_data()
+            data.setup()
+        lightning.seed_everything(config.seed, verbose=False)
+        classifier = Classifier(config.to_dict())
+        _fit(processes, classifier, data, folder, progress, callbacks, ckpt_path)
+    if processes.first:
+        _finish(classifier, data, folder, progress)
+    return folder
+
+
+def _trainer(config: Config, processes: Processes, folder: Path | None, progress: bool, **options: Any) -> Any:
     callbacks = list(options.pop("callbacks", ()))
     if progress:
         callbacks.append(ProgressBar())
+    accelerator = config.accelerator()
+    if processes.size > 1:
+        # synchronised norms have equal statistics; Lightning converts torch's own norms, which only GPUs have
+        strategy = DDPStrategy(broadcast_buffers=False)
+        options |= {"strategy": strategy, "plugins": [LightningEnvironment()], "sync_batchnorm": accelerator == "gpu"}
     return lightning.Trainer(
-        accelerator=config.accelerator(),
-        devices=1,
+        accelerator=accelerator,
+        devices=processes.local_size,
+        num_nodes=processes.nodes,
+        use_distributed_sampler=False,
         precision=_PRECISION[config.precision],
         callbacks=callbacks,
         enable_progress_bar=progress,
@@ -282,19 +329,25 @@ def _trainer(config: Config, folder: Path | None, progress: bool, **options: Any
 
 
 def _fit(
+    processes: Processes,
     classifier: Classifier,
-    data: lightning.LightningDataModule,
+    data: ImageData,
     folder: Path,
     progress: bool,
     callbacks: Sequence[lightning.Callback],
-    ckpt_path: Path | None = None,
+    ckpt_path: Path | None,
 ) -> None:
     config = classifier.config
-    size = sum(p.numel() for p in classifier.model.parameters())
-    count = f"{len(data.train)} training, {len(data.val or ())} validation, {len(data.test)} test images"
-    _log.info("%s: %s, %s classes", config.dataset, count, len(data.facts.classes))
-    _log.info("%s: %s parameters, %s epochs", config.model, f"{size:,}", config.epochs)
-    _log.info("run folder: %s", folder)
+    if processes.first:
+        size = sum(p.numel() for p in classifier.model.parameters())
+        count = f"{len(data.train)} training, {len(data.val or ())} validation, {len(data.test)} test images"
+        _log.info("%s: %s, %s classes", config.dataset, count, len(data.facts.classes))
+        _log.info("%s: %s parameters, %s epochs", config.model, f"{size:,}", config.epochs)
+        if processes.size > 1:
+            _log.info("%s processes on %s machines share each batch", processes.size, processes.nodes)
+        _log.info("run folder: %s", folder)
+    if processes.size > 1:
+        convert_sync_batchnorm(classifier.model)
     checkpoints = {
         "dirpath": folder / "checkpoints",
         "enable_version_counter": False,
@@ -303,12 +356,14 @@ def _fit(
     last = Checkpoint(filename="last", **checkpoints)
     best = Checkpoint(filename="best", monitor="val_accuracy", mode="max", **checkpoints)
     writers = [MetricsTable(folder / "metrics.csv"), *([best] if data.val is not None else []), last]
-    with _lightning_runs(folder):
+    with _lightning_runs(folder, draws=processes.first):
         trainer = _trainer(
             config,
+            processes,
             folder,
             progress,
             max_epochs=config.epochs,
+            accumulate_grad_batches=config.accumulate,
             log_every_n_steps=1,
             logger=TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False),
             callbacks=[*callbacks, *writers],
@@ -316,7 +371,7 @@ def _fit(
         trainer.fit(classifier, datamodule=data, ckpt_path=ckpt_path)
 
 
-def _finish(classifier: Classifier, data: lightning.LightningDataModule, folder: Path, progress: bool) -> None:
+def _finish(classifier: Classifier, data: ImageData, folder: Path, progress: bool) -> None:
     _draw(folder)
     path = checkpoint_path(folder, "best")
     if not path.exists():
@@ -329,10 +384,8 @@ def _finish(classifier: Classifier, data: lightning.LightningDataModule, folder:
     write_atomically(folder / "test.json", json.dumps(results, indent=2) + "\n")
 
 
-def _test(
-    classifier: Classifier, data: lightning.LightningDataModule, path: Path, epoch: int, progress: bool
-) -> dict[str, Any]:
-    trainer = _trainer(classifier.config, None, progress, logger=False, enable_checkpointing=False)
+def _test(classifier: Classifier, data: ImageData, path: Path, epoch: int, progress: bool) -> dict[str, Any]:
+    trainer = _trainer(classifier.config, Processes(), None, progress, logger=False, enable_checkpointing=False)
     measured = trainer.test(classifier, datamodule=data, verbose=False)[0]
     return {
         "test_accuracy": measured["test_accuracy"],
@@ -343,49 +396,21 @@ def _test(
     }
 
 
+def _interrupted(folder: Path | None, draws: bool = True) -> TrainingInterrupted:
+    """What to raise after Ctrl-C; the curves are drawn up to here."""
+    if folder is None or not checkpoint_path(folder, "last").exists():
+        return TrainingInterrupted(None)
+    if draws:
+        _draw(folder)
+    return TrainingInterrupted(folder)
+
+
 def _draw(folder: Path) -> None:
     plot_curves(read_metrics(folder / "metrics.csv"), title=folder.name).savefig(folder / "curves.png", dpi=150)
 
 
-def _write_config(folder: Path, config: Config) -> None:
-    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "geoopt", "lightning"))
-    comment = f"Python {platform.python_version()}, {packages}; manifold-resnet train --config reads this file"
-    write_atomically(folder / "config.yaml", config.to_yaml(comment))
-
-
-def _check_free(folder: Path) -> Path:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = "holds a run already" if (folder / "config.yaml").exists() else "exists and is not an empty folder"
-        raise UserError(f"{folder} {what}; choose another --output, or carry a run on with --resume")
-    return folder
-
-
-def _make(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create {folder}: {error.strerror}; choose another --output") from error
-    return folder
-
-
-def _next_free(config: Config) -> Path:
-    name = config.dataset
-    if name.startswith("folder:"):
-        name = re.sub(r"[^\w.-]+", "_", Path(name.removeprefix("folder:")).name) or "folder"
-    parent = _make(Path("runs").absolute())
-    number = 1
-    while True:
-        folder = parent / f"{name}-{config.model}-{number}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
-
-
 @contextlib.contextmanager
-def _lightning_runs(folder: Path | None) -> Iterator[None]:
+def _lightning_runs(folder: Path | None, draws: bool = True) -> Iterator[None]:
     """Keep Lightning's hints about devices, workers and logging quiet, and turn its exit on Ctrl-C into ours.
 
     Lightning leaves the process with code 1 and goes on ignoring Ctrl-C.
@@ -401,10 +426,7 @@ def _lightning_runs(folder: Path | None) -> Iterator[None]:
             yield
     except SystemExit as error:
         signal.signal(signal.SIGINT, handler)
-        kept = folder is not None and checkpoint_path(folder, "last").exists()
-        if kept:
-            _draw(folder)
-        raise TrainingInterrupted(folder if kept else None) from error
+        raise _interrupted(folder, draws) from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

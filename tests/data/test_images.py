@@ -22,7 +22,7 @@ def gray(tmp_path_factory):
 
 def batches(data, epoch):
     loader = data.train_dataloader()
-    loader.sampler.set_epoch(epoch)
+    loader.batch_sampler.sampler.set_epoch(epoch)
     return [images for images, _ in loader]
 
 

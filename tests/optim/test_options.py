@@ -406,3 +406,18 @@ def test_a_step_shows_no_warnings(backend):
         points = balls()
         set_gradients(points, 0)
         RiemannianAdam(points).step()
+
+
+def test_sharded_parameters_are_refused(tmp_path):
+    """`fully_shard` makes DTensors of them, which have no manifold."""
+    from torch import distributed
+    from torch.distributed.tensor import distribute_tensor
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
+        sharded = torch.nn.Parameter(distribute_tensor(torch.zeros(2, 3), mesh))
+        with pytest.raises(TypeError, match=r"is sharded \(a DTensor\).*DistributedDataParallel"):
+            RiemannianAdam([sharded], lr=0.1)
+    finally:
+        distributed.destroy_process_group()
