@@ -62,6 +62,7 @@ def compare_backward(
 
     Examples
     --------
+    >>> from manifold_resnet.experiments.ablate import compare_backward
     >>> settings = {"dataset": "digits", "model": "hyperbolic-2-2-2-resnet-8"}
     >>> rows = compare_backward(settings, (8,), count=2, rounds=1)
     >>> kept = {row["contender"]: row["kept_bytes"] for row in rows}

@@ -43,6 +43,12 @@ class Subject:
         Metrics for the table, beside accuracies and time.
     seeds : tuple of int
         Unless others are asked for.
+
+    Examples
+    --------
+    >>> from manifold_resnet.experiments.ablate import SUBJECTS, Subject
+    >>> isinstance(SUBJECTS["head"], Subject), SUBJECTS["head"].varied
+    (True, {'head': ('mlr', 'fc')})
     """
 
     text: str
@@ -89,7 +95,14 @@ def with_depth(model: str, depth: int) -> str:
 
 @dataclass(frozen=True)
 class Variant:
-    """One training: the values of what is varied, and a seed."""
+    """One training: the values of what is varied, and a seed.
+
+    Examples
+    --------
+    >>> from manifold_resnet.experiments.ablate import Variant
+    >>> Variant({"head": "mlr", "c": 0.1}, seed=0).id
+    'mlr-c0.1-seed0'
+    """
 
     values: Mapping[str, Any]
     seed: int
@@ -147,6 +160,7 @@ class Ablation:
 
     Examples
     --------
+    >>> from manifold_resnet.experiments.ablate import Ablation
     >>> ablation = Ablation("head", {"dataset": "digits", "epochs": 1}, {"head": ("mlr", "fc")}, (0, 1))
     >>> [variant.id for variant in ablation.cells]
     ['mlr-seed0', 'fc-seed0', 'mlr-seed1', 'fc-seed1']

@@ -62,6 +62,7 @@ def ablate(
     Examples
     --------
     >>> import tempfile
+    >>> from manifold_resnet.experiments.ablate import Ablation, ablate
     >>> settings = {"dataset": "digits", "model": "hyperbolic-2-2-2-resnet-8", "epochs": 1, "train_fraction": 0.05}
     >>> ablation = Ablation("head", settings, {"head": ("mlr", "fc")}, seeds=(0,))
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -107,6 +108,16 @@ def ablate_backward(
     ------
     UserError
         If the folder holds something else, or the settings are wrong.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from manifold_resnet.experiments.ablate import ablate_backward
+    >>> settings = {"dataset": "digits", "model": "hyperbolic-2-2-2-resnet-8"}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     rows = ablate_backward(settings, folder, (8,), count=2, rounds=1)
+    >>> [row["contender"] for row in rows]
+    ['euclidean', 'hand-written', 'naive']
     """
     folder = Path(folder).expanduser().absolute()
     about = {"task": {k: v for k, v in settings.items() if k not in ("data_dir", "device", "workers")}, "count": count}
