@@ -19,7 +19,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import geoopt
 import torch
@@ -29,6 +29,8 @@ from torch.nn import Parameter
 from manifold_resnet.functional._native import Library
 
 Backend = Literal["auto", "compiled", "eager"]
+
+Passes = TypeVar("Passes")
 
 _logger = logging.getLogger("manifold_resnet")
 _ENVIRONMENT = "MANIFOLD_RESNET_BACKEND"
@@ -149,21 +151,30 @@ def _broken(backend: Backend, error: Exception) -> None:
     )
 
 
-def native(x: Tensor, *others: Tensor | None, parameter: bool = False) -> Library | None:
-    """The C++ kernels, if they are to be used for images `x` ``[B, C, ...]`` (or a parameter) and others of its dtype.
+def _direct(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether numbers in memory are all there is to `x` and others, in one dtype, and nobody watches what is done to them.
 
-    With mixed dtypes torch's type promotion is wanted, so they are not.
+    With mixed dtypes torch's type promotion is wanted.
     """
-    if x.device.type != "cpu" or torch.is_grad_enabled() or _transformed() or not _State.native:
+    return not (
+        x.device.type != "cpu"
+        or torch.is_grad_enabled()
+        or _transformed()
+        or not _State.native
+        or type(x) not in _PLAIN
+        or x.dtype not in (torch.float32, torch.float64)
+        or any(t is not None and t.dtype != x.dtype for t in others)
+    )
+
+
+def native(x: Tensor, *others: Tensor | None, parameter: bool = False) -> Library | None:
+    """The C++ kernels, if they are to be used for images `x` ``[B, C, ...]`` (or a parameter) and others of its dtype."""
+    if not _direct(x, *others):
         return None
     backend = get_backend()
     if backend == "eager" or (_State.broken is not None and backend == "auto"):
         return None
     if not parameter and x.numel() < x.shape[1] * (1 if backend == "compiled" else _WORTHWHILE):
-        return None
-    if type(x) not in _PLAIN or x.dtype not in (torch.float32, torch.float64):
-        return None
-    if any(t is not None and t.dtype != x.dtype for t in others):
         return None
     if _State.library is None:
         with _State.lock:
@@ -172,6 +183,12 @@ def native(x: Tensor, *others: Tensor | None, parameter: bool = False) -> Librar
             except (RuntimeError, OSError) as error:
                 _broken(backend, error)
     return _State.library
+
+
+def fused(eager: Passes, x: Tensor, *others: Tensor | None) -> Library | Passes | None:
+    """The C++ kernels or, without them, passes in place made of torch operations; None where neither may be used."""
+    library = native(x, *others)
+    return eager if library is None and _direct(x, *others) else library
 
 
 class _Capture:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._backend import kernel, native
+from manifold_resnet.functional._eager import hyperplanes as _eager
+from manifold_resnet.functional._backend import fused, kernel, native
 from manifold_resnet.functional.charts import sinh_limit
 
 
@@ -208,7 +209,7 @@ def _hyperplanes(
     c: Tensor,
     limit: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    library = None if limit is None else native(square, norm, offset, c, limit)
+    library = None if limit is None else fused(_eager, square, norm, offset, c, limit)
     if library is not None and limit is not None:
         return library.hyperplanes(inner, square, norm, offset, c, limit)
     parameters = _channels(2 * norm), *_offset_terms(offset, norm, c)
@@ -237,10 +238,12 @@ def _hyperplanes_backward(
     library = (
         None
         if limit is None or needs[5] or grad_excess is not None
-        else native(result, grad, square, norm, offset, c, limit)
+        else fused(_eager, result, grad, square, norm, offset, c, limit)
     )
     if library is not None and limit is not None:
-        gradients = library.hyperplanes_backward(grad, result, excess, slope, square, norm, offset, c, limit)
+        gradients = library.hyperplanes_backward(
+            grad, result, excess, slope, square, norm, offset, c, limit, needs[4]
+        )
         return *gradients[:3], None if offset is None else gradients[3], gradients[4] if needs[4] else None, None
     two_norm = _channels(2 * norm)
     inverse_norm = 1 / two_norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)

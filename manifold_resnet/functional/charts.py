@@ -31,17 +31,13 @@ from manifold_resnet.functional._checks import (
     curvature,
     full_precision,
 )
+from manifold_resnet.functional._even import sinh_limit
 from manifold_resnet.functional._native import Library
 
 #: Layers keep their outputs within this distance from the origin, in units of the curvature radius 1/sqrt(c).
 DEFAULT_MAX_DISTANCE = 6.0
 
 _GEOOPT_EPS = {torch.float32: 4e-3, torch.float64: 1e-5}  # geoopt.manifolds.stereographic.math.project
-
-
-def sinh_limit(dtype: torch.dtype) -> float:
-    """Sinh and the sum of its squares stay finite up to here; a distance in units of 1/sqrt(c)."""
-    return 40.0 if dtype == torch.float32 else 300.0
 
 
 def _factor(s: Tensor, c: Tensor, src: Chart, dst: Chart) -> Tensor:
