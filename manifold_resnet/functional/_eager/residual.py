@@ -6,34 +6,16 @@ import torch
 from torch import Tensor
 
 from manifold_resnet.functional._eager.radial import (
+    SinhFactor,
     bounded_factor,
     bounded_factor_slope,
+    dot,
+    largest,
     pieces,
     prepare,
     scratch,
-    sinh_factor,
-    sinh_factor_by_c,
-    sinh_factor_slope,
 )
 from manifold_resnet.functional._even import sinh_limit
-
-
-def _lifted(s: Tensor, c: float, tangent: bool) -> tuple[Tensor, Tensor]:
-    """`exp`, and the time part, of a shortcut with squared norm s."""
-    if tangent:
-        return sinh_factor(s, c, sinh_limit(s.dtype))
-    return torch.ones_like(s), (s + 1).sqrt_()
-
-
-def _factors(inner: Tensor, exp: Tensor, time_x: Tensor, time_r: Tensor, x_first: bool) -> tuple[Tensor | None, Tensor]:
-    """What x and the shortcut are multiplied by; None is one."""
-    if x_first:
-        return time_r.addcdiv(exp * inner, time_x + 1), exp
-    return None, time_x.addcdiv(exp * inner, time_r + 1).mul_(exp)
-
-
-def _dot(a: Tensor, b: Tensor, product: Tensor) -> Tensor:
-    return torch.mul(a, b, out=product).sum(1, keepdim=True)
 
 
 def residual(
@@ -48,18 +30,26 @@ def residual(
 ) -> Tensor:
     x, shortcut = x.contiguous(), shortcut.contiguous()
     prepare(x)
-    number, most = c.item(), limit.item()
+    number, most, reach = c.item(), limit.item(), sinh_limit(x.dtype)
     out = torch.empty_like(x)
-    (product,) = scratch(x, 1)
-    for piece in pieces(x):
-        a, r, z = x[piece], shortcut[piece], out[piece]
-        p = product[: len(z)]
-        exp, time_r = _lifted(_dot(r, r, p), number, shortcut_tangent)
-        by_x, by_r = _factors(_dot(a, r, p), exp, _dot(a, a, p).add_(1).sqrt_(), time_r, x_first)
-        torch.mul(r, by_r, out=z)
-        z.add_(a) if by_x is None else z.addcmul_(a, by_x)
-        s = _dot(z, z, p)
-        outside = s.numel() > 0 and s.max().item() > most
+    (memory,) = scratch(x, 1)
+    for a, r, z in pieces(x, shortcut, out):
+        p = memory[: len(z)]
+        inner, time_x = dot(a, r, p), dot(a, a, p).add_(1).sqrt_()
+        if shortcut_tangent:
+            exp = SinhFactor(dot(r, r, p), number, reach)
+            time_r = exp.time
+            inner.mul_(exp.value)
+        else:
+            exp, time_r = None, dot(r, r, p).add_(1).sqrt_()
+        if x_first:
+            torch.mul(a, time_r.addcdiv_(inner, time_x.add_(1)), out=z)
+            z.add_(r) if exp is None else z.addcmul_(r, exp.value)
+        else:
+            by_r = time_x.addcdiv_(inner, time_r + 1)
+            torch.addcmul(a, r, by_r if exp is None else by_r.mul_(exp.value), out=z)
+        s = dot(z, z, p)
+        outside = largest(s) > most
         if tangent or outside:
             z.mul_(bounded_factor(s, number, most, tangent, outside))
         if relu:
@@ -82,60 +72,59 @@ def residual_backward(
     grad, x, shortcut = grad.contiguous(), x.contiguous(), shortcut.contiguous()
     prepare(x)
     number, most, reach = c.item(), limit.item(), sinh_limit(x.dtype)
-    all_grad_x, all_grad_r = torch.empty_like(x), torch.empty_like(x)
-    grad_c = x.new_zeros(()) if needs_c else None
-    masked, product = scratch(x, 2)
-    for piece in pieces(x):
-        a, r, g = x[piece], shortcut[piece], grad[piece]
-        p = product[: len(a)]
+    to_x, to_shortcut, by_c = torch.empty_like(x), torch.empty_like(x), x.new_zeros(())
+    memory = scratch(x, 2)
+    masks = grad if result is None else result
+    for a, r, g, mask, out_x, out_r in pieces(x, shortcut, grad, masks, to_x, to_shortcut):
+        masked, p = memory if len(a) == memory.shape[1] else memory[:, : len(a)]
         if result is not None:
-            g = masked[: len(a)]
-            torch.ops.aten.threshold_backward.grad_input(grad[piece], result[piece], 0, grad_input=g)
-        s_x, s_r, inner = _dot(a, a, p), _dot(r, r, p), _dot(a, r, p)
-        grad_x, grad_r = _dot(g, a, p), _dot(g, r, p)
-
-        exp, time_r = _lifted(s_r, number, shortcut_tangent)
-        time_x = (s_x + 1).sqrt_()
-        by_x, by_r = _factors(inner, exp, time_x, time_r, x_first)
-        if by_x is None:
-            by_x = torch.ones_like(s_x)
-        z_x = (by_x * s_x).addcmul_(by_r, inner)
-        z_r = (by_x * inner).addcmul_(by_r, s_r)
-        s_z = (by_x * z_x).addcmul_(by_r, z_r).clamp_(min=0)
-        outside = s_z.numel() > 0 and s_z.max().item() > most
-        grad_z = (by_x * grad_x).addcmul_(by_r, grad_r)
-        out = k = None
+            g = torch.ops.aten.threshold_backward.grad_input(g, mask, 0, grad_input=masked)
+        s_x, s_r, inner, grad_x, grad_r = dot(a, a, p), dot(r, r, p), dot(a, r, p), dot(g, a, p), dot(g, r, p)
+        sinh = SinhFactor(s_r, number, reach) if shortcut_tangent else None
+        exp, time_r = (torch.ones_like(s_r), (s_r + 1).sqrt_()) if sinh is None else (sinh.value, sinh.time)
+        time_x, exp_inner = (s_x + 1).sqrt_(), exp * inner
+        # what x and the shortcut are multiplied by; z is their sum
+        if x_first:
+            share = (time_x + 1).reciprocal_()
+            by_x, by_r = torch.addcmul(time_r, exp_inner, share), exp
+        else:
+            share = (time_r + 1).reciprocal_()
+            by_x, by_r = torch.ones_like(exp), torch.addcmul(time_x, exp_inner, share).mul_(exp)
+        z_x, z_r = (by_x * s_x).addcmul_(by_r, inner), (by_x * inner).addcmul_(by_r, s_r)
+        # what is lost here to cancellation is lost near zero, where the factor does not depend on it
+        s = (by_x * z_x).addcmul_(by_r, z_r).clamp_(min=0)
+        outside = largest(s) > most
+        factor = d = None
         if tangent or outside:
-            out = bounded_factor(s_z, number, most, tangent, outside)
-            k = bounded_factor_slope(s_z, number, most, out, tangent, outside).mul_(grad_z).mul_(2)
-            grad_x = (out * grad_x).addcmul_(k, z_x)
-            grad_r = (out * grad_r).addcmul_(k, z_r)
-        share = 1 / (1 + (time_x if x_first else time_r))
-        if x_first:  # by_x = time_r + exp inner/(1 + time_x), by_r = exp
-            to_inner = grad_x * exp * share
-            to_s_x = (to_inner * inner * share).div_(time_x)  # minus twice
-            x_by_x = to_s_x.neg_()
-            to_exp = grad_r + grad_x * (inner * share).addcdiv_(exp * s_r, time_r)
-            r_by_r = (grad_x * exp * exp).div_(time_r)
-        else:  # by_x = 1, by_r = exp (time_x + exp inner/(1 + time_r))
-            to_inner = grad_r * exp * exp * share
-            to_time_r = (to_inner * inner * share).neg_()
+            factor = bounded_factor(s, number, most, tangent, outside)
+            grad_z = (by_x * grad_x).addcmul_(by_r, grad_r)
+            if needs_c and tangent:
+                by_c -= 0.5 * (factor * grad_z).sum()
+            d = bounded_factor_slope(s, number, most, factor, tangent, outside).mul_(grad_z).mul_(2)
+            grad_x, grad_r = (factor * grad_x).addcmul_(d, z_x), (factor * grad_r).addcmul_(d, z_r)
+        # gradients for the two multipliers are now grad_x and grad_r; on to the products they are made of
+        if x_first:
+            to_time_r, by_inner = grad_x, grad_x * exp * share
+            x_by_x = (by_inner * inner).mul_(share).div_(time_x).neg_()
+            to_exp = torch.addcmul(grad_r, grad_x, inner * share)
+        else:
+            by_inner = (grad_r * exp).mul_(exp).mul_(share)
+            to_time_r = (by_inner * inner).mul_(share).neg_()
             x_by_x = (grad_r * exp).div_(time_x)
-            to_exp = grad_r * torch.addcmul(time_x, exp * inner, share, value=2) + to_time_r * exp * s_r / time_r
-            r_by_r = (to_time_r * exp * exp).div_(time_r)
-        if shortcut_tangent:
-            exp_s = sinh_factor_slope(s_r, number, exp, time_r, reach)
-            r_by_r.addcmul_(to_exp, exp_s, value=2)
-        if grad_c is not None:  # by homogeneity: c d/dc of exp, and of the factor to the tangent space
-            if shortcut_tangent:
-                grad_c += (sinh_factor_by_c(s_r, number, time_r, reach) * to_exp).sum()
-            if tangent and out is not None:
-                grad_c -= 0.5 * (out * grad_z).sum()
-        if out is not None and k is not None:
-            x_by_x.addcmul_(k * by_x, by_x)
-            r_by_r.addcmul_(k * by_r, by_r)
-            to_inner.addcmul_(k * by_x, by_r)
-            by_x, by_r = out * by_x, out * by_r
-        torch.mul(g, by_x, out=all_grad_x[piece]).addcmul_(a, x_by_x).addcmul_(r, to_inner)
-        torch.mul(g, by_r, out=all_grad_r[piece]).addcmul_(a, to_inner).addcmul_(r, r_by_r)
-    return all_grad_x, all_grad_r, None if grad_c is None else grad_c / number
+            to_exp = torch.addcmul(time_x, exp_inner, share, value=2).mul_(grad_r)
+        exp_by_time = (to_time_r * exp).div_(time_r)
+        r_by_r = exp_by_time * exp
+        if sinh is not None:
+            to_exp.addcmul_(exp_by_time, s_r)
+            r_by_r.addcmul_(to_exp, sinh.slope(), value=2)
+            if needs_c:
+                by_c += (sinh.by_c() * to_exp).sum()
+        if factor is not None and d is not None:
+            x_by_x.addcmul_(d * by_x, by_x)
+            d.mul_(by_r)
+            r_by_r.addcmul_(d, by_r)
+            by_inner.addcmul_(d, by_x)
+            by_x, by_r = factor * by_x, factor * by_r
+        torch.mul(g, by_x, out=out_x).addcmul_(a, x_by_x).addcmul_(r, by_inner)
+        torch.mul(g, by_r, out=out_r).addcmul_(a, by_inner).addcmul_(r, r_by_r)
+    return to_x, to_shortcut, by_c / number if needs_c else None
