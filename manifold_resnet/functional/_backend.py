@@ -188,7 +188,7 @@ def native(x: Tensor, *others: Tensor | None, parameter: bool = False) -> Librar
 def fused(eager: Passes, x: Tensor, *others: Tensor | None) -> Library | Passes | None:
     """The C++ kernels or, without them, passes in place made of torch operations; None where neither may be used."""
     library = native(x, *others)
-    return eager if library is None and _direct(x, *others) else library
+    return eager if library is None and x.numel() > 0 and _direct(x, *others) else library
 
 
 class _Capture:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._eager import norm as _eager
 from manifold_resnet.functional._backend import fused, kernel
 from manifold_resnet.functional._checks import Chart
+from manifold_resnet.functional._eager import norm as _eager
 from manifold_resnet.functional.charts import (
     bounded_factor,
     bounded_factor_derivatives,

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._eager import hyperplanes as _eager
 from manifold_resnet.functional._backend import fused, kernel, native
+from manifold_resnet.functional._eager import hyperplanes as _eager
 from manifold_resnet.functional.charts import sinh_limit
 
 
@@ -241,9 +241,7 @@ def _hyperplanes_backward(
         else fused(_eager, result, grad, square, norm, offset, c, limit)
     )
     if library is not None and limit is not None:
-        gradients = library.hyperplanes_backward(
-            grad, result, excess, slope, square, norm, offset, c, limit, needs[4]
-        )
+        gradients = library.hyperplanes_backward(grad, result, excess, slope, square, norm, offset, c, limit, needs[4])
         return *gradients[:3], None if offset is None else gradients[3], gradients[4] if needs[4] else None, None
     two_norm = _channels(2 * norm)
     inverse_norm = 1 / two_norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._eager import residual as _eager
 from manifold_resnet.functional._backend import fused, kernel
 from manifold_resnet.functional._checks import (
     Chart,
@@ -23,6 +22,7 @@ from manifold_resnet.functional._checks import (
     curvature,
     full_precision,
 )
+from manifold_resnet.functional._eager import residual as _eager
 from manifold_resnet.functional.charts import (
     as_pixels,
     bounded_factor,

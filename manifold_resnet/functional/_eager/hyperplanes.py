@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from manifold_resnet.functional._eager.radial import (
+    Scratch,
     SinhFactor,
     collect,
     contract,
     dot,
-    largest,
     pieces,
     prepare,
-    scratch,
 )
 from manifold_resnet.functional._even import sinh_limit
 
@@ -38,9 +37,10 @@ def hyperplanes(
         cosh_r, sinh_r = _offset_terms(offset, number, 0.5 * reach)
     two_norm, excess = (2 * norm).view(1, -1, 1), inner.new_ones(1, 1, 1)
     one = excess
-    memory = scratch(inner, 2)
-    for i, (q, slope, cosh) in enumerate(pieces(inner, factor.value, factor.time)):
-        x, y = memory if len(q) == memory.shape[1] else memory[:, : len(q)]
+    memory = Scratch(inner, 2)
+    first = 0
+    for q, slope, cosh in pieces(inner, factor.value, factor.time):
+        x, y = memory.like(q)
         q.mul_(slope)
         if offset is not None:
             q.mul_(cosh_r).addcmul_(cosh, sinh_r, value=-1)
@@ -52,15 +52,15 @@ def hyperplanes(
         x.addcdiv_(x, torch.add(x, 1, out=y))  # twice |h|
         s = dot(x, x, y)
         torch.copysign(x, q, out=q)
-        if largest(s) > 4 * most:
+        if s.max().item() > 4 * most:
             if excess is one:
                 excess = torch.ones_like(square)
-            first = i * memory.shape[1]
             exceeded = (s / (4 * most)).clamp_(min=1).sqrt_()
             excess[first : first + len(q)] = exceeded
             q.mul_(0.5 / exceeded)
         else:
             q.mul_(0.5)
+        first += len(q)
     return inner, excess, factor.value
 
 
@@ -89,13 +89,15 @@ def hyperplanes_backward(
     if offset is not None:
         cosh_r, sinh_r = _offset_terms(offset, number, 0.5 * reach)
     cosh = (slope * slope).mul_(square).add_(1).sqrt_()
+    limit_y = math.asinh(math.sqrt(most)) if not bounded else reach
+    steep = h.numel() > 0 and limit_y * inverse_norm.max().item() > overflow
+    memory = Scratch(h, 4)
     grad_inner, along_q, along_sinh = torch.empty_like(h), torch.empty_like(square), torch.empty_like(square)
-    by_norm, by_q, by_cosh = (h.new_empty(*h.shape[:2], 1) for _ in range(3))
-    memory = scratch(h, 4)
-    for raw, g, e, slope_, cosh_, out, *sums in pieces(
-        h, grad, excess.expand_as(square), slope, cosh, grad_inner, along_q, along_sinh, by_norm, by_q, by_cosh
+    four_norm, by_norm, by_q, by_cosh = 2 * two_norm, [], [], []
+    for raw, g, e, slope_, cosh_, out, q_, sinh_ in pieces(
+        h, grad, excess.expand_as(square), slope, cosh, grad_inner, along_q, along_sinh
     ):
-        x, y, z, w = memory if len(raw) == memory.shape[1] else memory[:, : len(raw)]
+        x, y, z, w = memory.like(raw)
         if bounded:
             by_h = dot(g, raw, z).mul_(e > 1).div_(e).mul_(-1 / most)
             g = torch.mul(g, 1 / e, out=w).addcmul_(raw, by_h)
@@ -103,22 +105,23 @@ def hyperplanes_backward(
             g.mul_(raw.abs() < far)
         torch.addcmul(one, raw, raw, out=x).sqrt_()
         torch.abs(raw, out=y)
-        y.addcmul_(y, torch.div(y, torch.add(x, 1, out=z), out=z)).log1p_()
-        y.mul_(inverse_norm).clamp_(max=overflow)
+        y.addcmul_(y, torch.div(y, torch.add(x, 1, out=z), out=z)).log1p_().mul_(inverse_norm)
+        if steep:
+            y.clamp_(max=overflow)
         torch.copysign(y, raw, out=y)  # asinh q
         x.mul_(g)  # gradient for the scaled distance
-        torch.sum(torch.mul(x, y, out=z), 2, keepdim=True, out=sums[2])
+        by_norm.append(torch.mul(x, y, out=z).sum((0, 2)))
         y.exp_()
         torch.reciprocal(y, out=z)
-        x.mul_(two_norm).div_(torch.add(y, z, out=out)).mul_(2)  # gradient for q
-        torch.mul(y.sub_(z).mul_(0.5), x, out=z)  # q times that
-        torch.sum(z, 1, keepdim=True, out=sums[0])
+        x.mul_(four_norm).div_(torch.add(y, z, out=out))  # gradient for q
+        torch.mul(y.sub_(z), x, out=z)  # that times 2 q
+        torch.sum(z, 1, keepdim=True, out=q_).mul_(0.5)
         torch.mul(x, slope_, out=out)
         if offset is not None:
             out.mul_(cosh_r)
-            torch.sum(z, 2, keepdim=True, out=sums[3])
-            collect(x, cosh_, sums[4])
-            contract(sinh_r.view(1, 1, -1), x, out=sums[1])
+            by_q.append(z.sum((0, 2)))
+            by_cosh.append(collect(x, cosh_))
+            contract(sinh_r.view(1, 1, -1), x, out=sinh_)
     factor = SinhFactor(square, number, known=(slope, cosh))
     grad_slope = along_q if offset is None else along_q.addcmul_(cosh, along_sinh)  # times the slope
     grad_square = (grad_slope / slope).mul_(factor.slope())
@@ -126,11 +129,11 @@ def hyperplanes_backward(
     if offset is not None:
         grad_square.addcmul_(along_sinh, slope, value=-root_c)
         in_reach = offset.abs() < 0.25 * reach / root_c
-        by_r = by_q.sum(0).mul_(sinh_r[0]).sub_(by_cosh.sum(0)).div_(cosh_r[0]).view(-1)
+        by_r = (sum(by_q) * sinh_r.view(-1)).mul_(0.5).sub_(sum(by_cosh)[0]).div_(cosh_r.view(-1))
         grad_offset = by_r.mul_(in_reach).mul_(2 * root_c)
     if needs_c:
         grad_c = torch.sum(grad_square * square).add_(grad_slope.sum(), alpha=0.5)
         if offset is not None and grad_offset is not None:
             grad_c.add_(torch.dot(grad_offset, offset), alpha=0.5)
         grad_c.div_(number)
-    return grad_inner, grad_square, by_norm.sum(0).view(-1).mul_(2), grad_offset, grad_c
+    return grad_inner, grad_square, 2 * sum(by_norm), grad_offset, grad_c

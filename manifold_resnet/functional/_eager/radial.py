@@ -1,7 +1,6 @@
 """What the passes share: going through a batch in pieces, sums, and factors per pixel.
 
-Factors are functions of squared norms s ``[B, 1, N]``: a radius over the norm. They come with their derivatives with
-respect to s where asked for. Those are differences that cancel near zero, see `_quotient`.
+Factors are functions of squared norms s ``[B, 1, N]``: one radius over another.
 """
 
 from __future__ import annotations
@@ -26,10 +25,17 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*[t.split(size) for t in tensors], strict=True)
 
 
-def scratch(x: Tensor, count: int) -> Tensor:
-    """Memory for `count` tensors like the first of the `pieces` of `x`."""
-    first = next(pieces(x), (x,))[0]
-    return first.new_empty(count, *first.shape)
+class Scratch:
+    """Memory for `count` tensors like the `pieces` of `x`."""
+
+    def __init__(self, x: Tensor, count: int) -> None:
+        first = next(pieces(x), (x,))[0]
+        self._buffers = [first.new_empty(first.shape) for _ in range(count)]
+
+    def like(self, piece: Tensor) -> list[Tensor]:
+        """The memory, as large as a piece."""
+        images = len(piece)
+        return self._buffers if images == len(self._buffers[0]) else [b[:images] for b in self._buffers]
 
 
 def prepare(x: Tensor) -> None:
@@ -46,9 +52,9 @@ def contract(rows: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.bmm(rows.expand(len(x), -1, -1), x, out=out)
 
 
-def collect(x: Tensor, rows: Tensor, out: Tensor) -> None:
-    """Sums over the pixels of `x` ``[B, C, N]`` with weights ``[B, k, N]``, to `out` ``[B, C, k]``."""
-    torch.bmm(x, rows.mT, out=out)
+def collect(x: Tensor, rows: Tensor) -> Tensor:
+    """Sums over the images and pixels of `x` ``[B, C, N]`` with weights ``[B, k, N]``: ``[k, C]``."""
+    return torch.bmm(rows, x.mT).sum(0)
 
 
 def dot(a: Tensor, b: Tensor, product: Tensor) -> Tensor:
@@ -56,22 +62,12 @@ def dot(a: Tensor, b: Tensor, product: Tensor) -> Tensor:
     return torch.mul(a, b, out=product).sum(1, keepdim=True)
 
 
-def largest(s: Tensor) -> float:
-    """The largest of squared norms."""
-    return s.max().item()
+def _over(x: Tensor, s: Tensor, unit: float = 1.0) -> Tensor:
+    """x/s, where both go to zero; s in units of `unit`.
 
-
-def _quotient(x: Tensor, s: Tensor, at_zero: float, tolerance: float) -> Tensor:
-    """x/s, where x goes to zero with s as ``at_zero * s`` and cannot be told from zero below a tolerance.
-
-    It is a coefficient of vectors of squared norm s: in the product an error of the size of eps/s is one of eps.
+    It is a coefficient of vectors of squared norm s. Near zero it is all rounding, eps/s at most, but not their product.
     """
-    divisor = s.clamp(min=tolerance)
-    return x.add_(divisor - s, alpha=at_zero).div_(divisor)
-
-
-def _tolerance(s: Tensor) -> float:
-    return math.sqrt(torch.finfo(s.dtype).eps)
+    return x.div_(s.clamp(min=torch.finfo(s.dtype).eps * unit))
 
 
 def _root(s: Tensor) -> Tensor:
@@ -79,7 +75,7 @@ def _root(s: Tensor) -> Tensor:
 
 
 class SinhFactor:
-    """The factor from tangent vectors to the hyperboloid chart, within ``2 sqrt(c s) <= reach``.
+    """The factor from tangent vectors of squared norm s to the hyperboloid chart, within ``2 sqrt(c s) <= reach``.
 
     Attributes
     ----------
@@ -87,54 +83,75 @@ class SinhFactor:
         The factor, and the time part of the points.
     """
 
-    def __init__(self, s: Tensor, c: float, reach: float = math.inf, known: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(
+        self, s: Tensor, c: float, reach: float = math.inf, known: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         self._s, self._c, self._reach = s, c, reach
         if known is not None:
             self.value, self.time = known
             return
-        t = _root(s * (4 * c))
-        e = t.expm1() if math.isinf(reach) else t.clamp(max=reach).expm1_()
-        r = e / (e + 1)
-        self.time = (e - r).mul_(0.5).add_(1)
-        self.value = e.add_(r).mul_(math.sqrt(c)).div_(t)
+        double = _root(s).mul_(2)
+        e = double * math.sqrt(c)
+        if not math.isinf(reach):
+            e.clamp_(max=reach)
+        r = e.expm1_() / (e + 1)
+        self.time = (e * r).mul_(0.5).add_(1)
+        self.value = e.add_(r).div_(double)
 
-    def by_c(self) -> Tensor:
-        """C times the derivative of the value with respect to c."""
+    def by_c(self, everywhere: bool) -> Tensor:
+        """C times the derivative of the value with respect to c; `everywhere`: no s is out of reach."""
         x = self.time * math.sqrt(self._c)
-        return x if math.isinf(self._reach) else x.mul_(self._s < self._reach**2 / (4 * self._c))
+        return x if everywhere else x.mul_(self._s < self._reach**2 / (4 * self._c))
+
+    def slope(self, everywhere: bool = True) -> Tensor:
+        """The derivative of the value with respect to s."""
+        return _over(self.by_c(everywhere).sub_(self.value, alpha=0.5), self._s, 0.25 / self._c)
+
+
+class AsinhFactor:
+    """The factor from the hyperboloid chart to tangent vectors, for points of squared norm s."""
+
+    def __init__(self, s: Tensor, c: float, known: Tensor | None = None) -> None:
+        self._s, self._c = s, c
+        self._time = (s + 1).sqrt_()
+        if known is not None:
+            self.value = known
+            return
+        t = _root(s)
+        self.value = torch.addcdiv(t, s, self._time + 1).log1p_().mul_(0.5 / math.sqrt(c)).div_(t)
 
     def slope(self) -> Tensor:
-        """Its derivative with respect to s."""
-        c = self._c
-        return _quotient(self.by_c().sub_(self.value, alpha=0.5), self._s, c**1.5 / 0.75, _tolerance(self._s) / (4 * c))
+        """Derivative with respect to s."""
+        x = self._time.reciprocal_().mul_(0.25 / math.sqrt(self._c))
+        return _over(x.sub_(self.value, alpha=0.5), self._s)
 
 
-def asinh_factor(s: Tensor, c: float) -> Tensor:
-    """The factor from the hyperboloid chart to tangent vectors."""
-    t = _root(s)
-    time = (s + 1).sqrt_()
-    return torch.addcdiv(t, s, time.add_(1)).log1p_().mul_(0.5 / math.sqrt(c)).div_(t)
+class BoundedFactor:
+    """The factor that bounds points of squared norm s in the hyperboloid chart by `limit`, and converts them.
 
+    Attributes
+    ----------
+    value : Tensor or None
+        The factor; None is one.
+    outside : bool
+        Whether there are points beyond the bound.
+    """
 
-def asinh_factor_slope(s: Tensor, c: float, factor: Tensor, inside: Tensor | None = None) -> Tensor:
-    """Its derivative with respect to s; but for points that are not inside of a bound, that of a radius over the norm."""
-    x = (s + 1).rsqrt_().mul_(0.25 / math.sqrt(c))
-    if inside is not None:
-        x.mul_(inside)
-    return _quotient(x.sub_(factor, alpha=0.5), s, -1 / (12 * math.sqrt(c)), _tolerance(s))
+    def __init__(self, s: Tensor, c: float, limit: float, tangent: bool) -> None:
+        self._s, self._limit = s, limit
+        self.outside = s.max().item() > limit
+        inside = s.clamp(max=limit) if self.outside else s
+        self._chart = AsinhFactor(inside, c) if tangent else None
+        self.value = None if self._chart is None else self._chart.value
+        if self.outside:
+            shrink = (s / limit).clamp_(min=1).rsqrt_()
+            self.value = shrink if self.value is None else shrink.mul_(self.value)
 
-
-def bounded_factor(s: Tensor, c: float, limit: float, tangent: bool, outside: bool) -> Tensor:
-    """The factor that bounds points in the hyperboloid chart by `limit`, if some are `outside`, and converts them."""
-    if not outside:
-        return asinh_factor(s, c) if tangent else torch.ones_like(s)
-    inside = s.clamp(max=limit)
-    factor = (inside / s.clamp(min=torch.finfo(s.dtype).tiny)).sqrt_().clamp_(max=1)
-    return factor.mul_(asinh_factor(inside, c)) if tangent else factor
-
-
-def bounded_factor_slope(s: Tensor, c: float, limit: float, factor: Tensor, tangent: bool, outside: bool) -> Tensor:
-    """Its derivative with respect to s: outside, the factor is a radius over the norm."""
-    if tangent:
-        return asinh_factor_slope(s, c, factor, s <= limit if outside else None)
-    return (factor * (s > limit)).mul_(-0.5).div_(s.clamp(min=limit))
+    def slope(self) -> Tensor | None:
+        """Derivative with respect to s: outside, the factor is a radius over the norm."""
+        slope = None if self._chart is None else self._chart.slope()
+        if not self.outside or self.value is None:
+            return slope
+        inside = self._s <= self._limit
+        outer = (self.value * -0.5).div_(self._s.clamp(min=self._limit)).mul_(~inside)
+        return outer if slope is None else outer.addcmul_(slope, inside)

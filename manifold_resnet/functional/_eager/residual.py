@@ -6,14 +6,12 @@ import torch
 from torch import Tensor
 
 from manifold_resnet.functional._eager.radial import (
+    BoundedFactor,
+    Scratch,
     SinhFactor,
-    bounded_factor,
-    bounded_factor_slope,
     dot,
-    largest,
     pieces,
     prepare,
-    scratch,
 )
 from manifold_resnet.functional._even import sinh_limit
 
@@ -32,9 +30,9 @@ def residual(
     prepare(x)
     number, most, reach = c.item(), limit.item(), sinh_limit(x.dtype)
     out = torch.empty_like(x)
-    (memory,) = scratch(x, 1)
+    memory = Scratch(x, 1)
     for a, r, z in pieces(x, shortcut, out):
-        p = memory[: len(z)]
+        (p,) = memory.like(z)
         inner, time_x = dot(a, r, p), dot(a, a, p).add_(1).sqrt_()
         if shortcut_tangent:
             exp = SinhFactor(dot(r, r, p), number, reach)
@@ -48,10 +46,9 @@ def residual(
         else:
             by_r = time_x.addcdiv_(inner, time_r + 1)
             torch.addcmul(a, r, by_r if exp is None else by_r.mul_(exp.value), out=z)
-        s = dot(z, z, p)
-        outside = largest(s) > most
-        if tangent or outside:
-            z.mul_(bounded_factor(s, number, most, tangent, outside))
+        factor = BoundedFactor(dot(z, z, p), number, most, tangent).value
+        if factor is not None:
+            z.mul_(factor)
         if relu:
             z.relu_()
     return out
@@ -72,11 +69,11 @@ def residual_backward(
     grad, x, shortcut = grad.contiguous(), x.contiguous(), shortcut.contiguous()
     prepare(x)
     number, most, reach = c.item(), limit.item(), sinh_limit(x.dtype)
-    to_x, to_shortcut, by_c = torch.empty_like(x), torch.empty_like(x), x.new_zeros(())
-    memory = scratch(x, 2)
+    to_x, to_shortcut, sum_c = torch.empty_like(x), torch.empty_like(x), 0.0
+    memory = Scratch(x, 2)
     masks = grad if result is None else result
     for a, r, g, mask, out_x, out_r in pieces(x, shortcut, grad, masks, to_x, to_shortcut):
-        masked, p = memory if len(a) == memory.shape[1] else memory[:, : len(a)]
+        masked, p = memory.like(a)
         if result is not None:
             g = torch.ops.aten.threshold_backward.grad_input(g, mask, 0, grad_input=masked)
         s_x, s_r, inner, grad_x, grad_r = dot(a, a, p), dot(r, r, p), dot(a, r, p), dot(g, a, p), dot(g, r, p)
@@ -92,16 +89,15 @@ def residual_backward(
             by_x, by_r = torch.ones_like(exp), torch.addcmul(time_x, exp_inner, share).mul_(exp)
         z_x, z_r = (by_x * s_x).addcmul_(by_r, inner), (by_x * inner).addcmul_(by_r, s_r)
         # what is lost here to cancellation is lost near zero, where the factor does not depend on it
-        s = (by_x * z_x).addcmul_(by_r, z_r).clamp_(min=0)
-        outside = largest(s) > most
-        factor = d = None
-        if tangent or outside:
-            factor = bounded_factor(s, number, most, tangent, outside)
+        factor = BoundedFactor((by_x * z_x).addcmul_(by_r, z_r).clamp_(min=0), number, most, tangent)
+        d = None
+        if factor.value is not None:
             grad_z = (by_x * grad_x).addcmul_(by_r, grad_r)
             if needs_c and tangent:
-                by_c -= 0.5 * (factor * grad_z).sum()
-            d = bounded_factor_slope(s, number, most, factor, tangent, outside).mul_(grad_z).mul_(2)
-            grad_x, grad_r = (factor * grad_x).addcmul_(d, z_x), (factor * grad_r).addcmul_(d, z_r)
+                sum_c -= 0.5 * (factor.value * grad_z).sum().item()
+            d = factor.slope().mul_(grad_z).mul_(2)
+            grad_x = (grad_x * factor.value).addcmul_(d, z_x)
+            grad_r = (grad_r * factor.value).addcmul_(d, z_r)
         # gradients for the two multipliers are now grad_x and grad_r; on to the products they are made of
         if x_first:
             to_time_r, by_inner = grad_x, grad_x * exp * share
@@ -116,15 +112,16 @@ def residual_backward(
         r_by_r = exp_by_time * exp
         if sinh is not None:
             to_exp.addcmul_(exp_by_time, s_r)
-            r_by_r.addcmul_(to_exp, sinh.slope(), value=2)
+            everywhere = s_r.max().item() < reach**2 / (4 * number)
+            r_by_r.addcmul_(to_exp, sinh.slope(everywhere), value=2)
             if needs_c:
-                by_c += (sinh.by_c() * to_exp).sum()
-        if factor is not None and d is not None:
+                sum_c += (sinh.by_c(everywhere) * to_exp).sum().item()
+        if d is not None:
             x_by_x.addcmul_(d * by_x, by_x)
             d.mul_(by_r)
             r_by_r.addcmul_(d, by_r)
             by_inner.addcmul_(d, by_x)
-            by_x, by_r = factor * by_x, factor * by_r
+            by_x, by_r = factor.value * by_x, factor.value * by_r
         torch.mul(g, by_x, out=out_x).addcmul_(a, x_by_x).addcmul_(r, by_inner)
         torch.mul(g, by_r, out=out_r).addcmul_(a, by_inner).addcmul_(r, r_by_r)
-    return to_x, to_shortcut, by_c / number if needs_c else None
+    return to_x, to_shortcut, c.new_full((), sum_c / number) if needs_c else None
