@@ -1,11 +1,13 @@
 """Where the elementwise bodies of the operations run.
 
 The hand-written forward and backward passes are made of a few `kernel` bodies each: pointwise work with reductions over
-the channels or the pixels of tensors ``[B, C, N]``. Eagerly a body is a chain of torch operations. With compiled
-kernels, what runs is
+the channels or the pixels of tensors ``[B, C, N]``. What runs is
 
-- on CPUs ``kernels.cpp`` (see `native`), where each layer is a few passes over memory;
-- on GPUs the bodies, each compiled once for all shapes by ``torch.compile``, which keeps the result on disk.
+- on CPUs with compiled kernels ``kernels.cpp`` (see `native`), where each layer is a few passes over memory;
+- on CPUs without them the same passes as torch operations in place (see `fused` and the package ``_eager``);
+- on GPUs with compiled kernels the bodies, each compiled once for all shapes by ``torch.compile``, which keeps results
+  on disk;
+- elsewhere, and where operations must be seen one by one (second derivatives, ``torch.func``), the bodies as they are.
 
 On CPUs ``torch.compile`` of the same bodies takes 60 s instead of 4 s to build and was slower: it materialises what it
 should not, and a training step makes hundreds of calls around each of which it spends as long as a small kernel takes.
@@ -152,7 +154,7 @@ def _broken(backend: Backend, error: Exception) -> None:
 
 
 def _direct(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether numbers in memory are all there is to `x` and others, in one dtype, and nobody watches what is done to them.
+    """Whether numbers in memory, in one dtype, are all there is to `x` and others, and nobody watches what is done.
 
     With mixed dtypes torch's type promotion is wanted.
     """
@@ -168,7 +170,7 @@ def _direct(x: Tensor, *others: Tensor | None) -> bool:
 
 
 def native(x: Tensor, *others: Tensor | None, parameter: bool = False) -> Library | None:
-    """The C++ kernels, if they are to be used for images `x` ``[B, C, ...]`` (or a parameter) and others of its dtype."""
+    """The C++ kernels, if they are to be used for images `x` ``[B, C, ...]`` (or a parameter) and others."""
     if not _direct(x, *others):
         return None
     backend = get_backend()
@@ -185,9 +187,9 @@ def native(x: Tensor, *others: Tensor | None, parameter: bool = False) -> Librar
     return _State.library
 
 
-def fused(eager: Passes, x: Tensor, *others: Tensor | None) -> Library | Passes | None:
-    """The C++ kernels or, without them, passes in place made of torch operations; None where neither may be used."""
-    library = native(x, *others)
+def fused(eager: Passes, x: Tensor, *others: Tensor | None, parameter: bool = False) -> Library | Passes | None:
+    """The C++ kernels or, without them, `eager`, torch operations in place; None where neither may be used."""
+    library = native(x, *others, parameter=parameter)
     return eager if library is None and x.numel() > 0 and _direct(x, *others) else library
 
 

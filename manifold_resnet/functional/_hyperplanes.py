@@ -14,14 +14,15 @@ from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._backend import fused, kernel, native
+from manifold_resnet.functional._backend import fused, kernel
 from manifold_resnet.functional._eager import hyperplanes as _eager
+from manifold_resnet.functional._eager import parameters
 from manifold_resnet.functional.charts import sinh_limit
 
 
 def _directions(weight: Tensor, c: Tensor, scale: float | None, factor: float) -> tuple[Tensor, Tensor]:
     """Unit normals times `factor`, and their lengths [K]; `scale` is None for normals themselves."""
-    library = native(weight, c, parameter=True)
+    library = fused(parameters, weight, c, parameter=True)
     if library is not None:
         return library.directions(weight, c, scale, factor)
     radius = torch.linalg.vector_norm(weight.flatten(1), dim=1)
@@ -47,8 +48,8 @@ def _directions_backward(
     scale: float | None,
     factor: float,
 ) -> tuple[Tensor | None, Tensor | None]:
-    library = native(weight, c, parameter=True)
-    if library is not None:
+    library = fused(parameters, weight, *[g for g in grads if g is not None], c, parameter=True)
+    if library is not None and not (needs[1] and library is parameters):
         grad_weight, grad_c = library.directions_backward(*grads, weight, c, scale, factor)
         return grad_weight, grad_c if needs[1] and scale is not None else None
     rows = weight.flatten(1)

@@ -17,13 +17,14 @@ is an explicit argument here (`max_distance`).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._backend import kernel, native
+from manifold_resnet.functional._backend import fused, kernel
 from manifold_resnet.functional._checks import (
     Chart,
     check_chart,
@@ -31,8 +32,8 @@ from manifold_resnet.functional._checks import (
     curvature,
     full_precision,
 )
+from manifold_resnet.functional._eager import parameters
 from manifold_resnet.functional._even import sinh_limit
-from manifold_resnet.functional._native import Library
 
 #: Layers keep their outputs within this distance from the origin, in units of the curvature radius 1/sqrt(c).
 DEFAULT_MAX_DISTANCE = 6.0
@@ -136,14 +137,14 @@ def _scale(
     return inside, bound, shrink if src == dst else _factor(inside, c, src, dst) * shrink
 
 
-def _native_lift(x: Tensor, c: Tensor, src: Chart, dst: Chart, distance: float, dim: int, relu: bool) -> Library | None:
-    """The C++ kernels for single points of the ball: parameters, of which there are many, and each is small."""
+def _fused_lift(x: Tensor, c: Tensor, src: Chart, dst: Chart, distance: float, dim: int, relu: bool) -> Any:
+    """What lifts single points of the ball: parameters, of which there are many, and each is small."""
     lifts = (src, dst) == ("ball", "hyperboloid") and x.ndim == 1 and math.isinf(distance) and not relu
-    return native(x, c, parameter=True) if lifts else None
+    return fused(parameters, x, c, parameter=True) if lifts else None
 
 
 def _radial(x: Tensor, c: Tensor, src: Chart, dst: Chart, distance: float, cap: float, dim: int, relu: bool) -> Tensor:
-    library = _native_lift(x, c, src, dst, distance, dim, relu)
+    library = _fused_lift(x, c, src, dst, distance, dim, relu)
     if library is not None:
         return library.lift(x, c, cap)
     *_, f = _scale((x * x).sum(dim, keepdim=True), c, src, dst, distance, cap)
@@ -162,7 +163,7 @@ def _radial_backward(
     dim: int,
     relu: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    library = _native_lift(x, c, src, dst, distance, dim, relu)
+    library = _fused_lift(x, c, src, dst, distance, dim, relu)
     if library is not None:
         grad_x, grad_c = library.lift_backward(grad, x, c, cap)
         return grad_x, grad_c if needs[1] else None

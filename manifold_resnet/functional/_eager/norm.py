@@ -1,4 +1,6 @@
-"""Passes of `manifold_resnet.functional._channel_norm`; notation as there, and z = ratio b, e = log exp: y = e z + time beta.
+"""Passes of `manifold_resnet.functional._channel_norm`; notation as there.
+
+Besides, z = ratio b and e = log exp, so that y = e z + time beta.
 
 No pass writes u or its gradient down. What sums over channels or pixels need of them follows from sums of grad, b and
 their products, and the gradient for h is combined from grad and b in the last pass.

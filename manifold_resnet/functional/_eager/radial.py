@@ -65,7 +65,7 @@ def dot(a: Tensor, b: Tensor, product: Tensor) -> Tensor:
 def _over(x: Tensor, s: Tensor, unit: float = 1.0) -> Tensor:
     """x/s, where both go to zero; s in units of `unit`.
 
-    It is a coefficient of vectors of squared norm s. Near zero it is all rounding, eps/s at most, but not their product.
+    It is a coefficient of vectors of squared norm s. Near zero it is all rounding, eps/s at most; the product is not.
     """
     return x.div_(s.clamp(min=torch.finfo(s.dtype).eps * unit))
 
