@@ -1,11 +1,13 @@
 """Where the elementwise bodies of the operations run.
 
 The hand-written forward and backward passes are made of a few `kernel` bodies each: pointwise work with reductions over
-the channels or the pixels of tensors ``[B, C, N]``. Eagerly a body is a chain of torch operations. With compiled
-kernels, what runs is
+the channels or the pixels of tensors ``[B, C, N]``. What runs is
 
-- on CPUs ``kernels.cpp`` (see `native`), where each layer is a few passes over memory;
-- on GPUs the bodies, each compiled once for all shapes by ``torch.compile``, which keeps the result on disk.
+- on CPUs with compiled kernels ``kernels.cpp`` (see `native`), where each layer is a few passes over memory;
+- on CPUs without them the same passes as torch operations in place (see `fused` and the package ``_eager``);
+- on GPUs with compiled kernels the bodies, each compiled once for all shapes by ``torch.compile``, which keeps results
+  on disk;
+- elsewhere, and where operations must be seen one by one (second derivatives, ``torch.func``), the bodies as they are.
 
 On CPUs ``torch.compile`` of the same bodies takes 60 s instead of 4 s to build and was slower: it materialises what it
 should not, and a training step makes hundreds of calls around each of which it spends as long as a small kernel takes.
@@ -19,7 +21,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import geoopt
 import torch
@@ -29,6 +31,8 @@ from torch.nn import Parameter
 from manifold_resnet.functional._native import Library
 
 Backend = Literal["auto", "compiled", "eager"]
+
+Passes = TypeVar("Passes")
 
 _logger = logging.getLogger("manifold_resnet")
 _ENVIRONMENT = "MANIFOLD_RESNET_BACKEND"
@@ -149,21 +153,30 @@ def _broken(backend: Backend, error: Exception) -> None:
     )
 
 
-def native(x: Tensor, *others: Tensor | None, parameter: bool = False) -> Library | None:
-    """The C++ kernels, if they are to be used for images `x` ``[B, C, ...]`` (or a parameter) and others of its dtype.
+def _direct(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether numbers in memory, in one dtype, are all there is to `x` and others, and nobody watches what is done.
 
-    With mixed dtypes torch's type promotion is wanted, so they are not.
+    With mixed dtypes torch's type promotion is wanted.
     """
-    if x.device.type != "cpu" or torch.is_grad_enabled() or _transformed() or not _State.native:
+    return not (
+        x.device.type != "cpu"
+        or torch.is_grad_enabled()
+        or _transformed()
+        or not _State.native
+        or type(x) not in _PLAIN
+        or x.dtype not in (torch.float32, torch.float64)
+        or any(t is not None and t.dtype != x.dtype for t in others)
+    )
+
+
+def native(x: Tensor, *others: Tensor | None, parameter: bool = False) -> Library | None:
+    """The C++ kernels, if they are to be used for images `x` ``[B, C, ...]`` (or a parameter) and others."""
+    if not _direct(x, *others):
         return None
     backend = get_backend()
     if backend == "eager" or (_State.broken is not None and backend == "auto"):
         return None
     if not parameter and x.numel() < x.shape[1] * (1 if backend == "compiled" else _WORTHWHILE):
-        return None
-    if type(x) not in _PLAIN or x.dtype not in (torch.float32, torch.float64):
-        return None
-    if any(t is not None and t.dtype != x.dtype for t in others):
         return None
     if _State.library is None:
         with _State.lock:
@@ -172,6 +185,12 @@ def native(x: Tensor, *others: Tensor | None, parameter: bool = False) -> Librar
             except (RuntimeError, OSError) as error:
                 _broken(backend, error)
     return _State.library
+
+
+def fused(eager: Passes, x: Tensor, *others: Tensor | None, parameter: bool = False) -> Library | Passes | None:
+    """The C++ kernels or, without them, `eager`, torch operations in place; None where neither may be used."""
+    library = native(x, *others, parameter=parameter)
+    return eager if library is None and x.numel() > 0 and _direct(x, *others) else library
 
 
 class _Capture:

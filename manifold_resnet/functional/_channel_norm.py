@@ -17,8 +17,9 @@ from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._backend import kernel, native
+from manifold_resnet.functional._backend import fused, kernel
 from manifold_resnet.functional._checks import Chart
+from manifold_resnet.functional._eager import norm as _eager
 from manifold_resnet.functional.charts import (
     bounded_factor,
     bounded_factor_derivatives,
@@ -293,7 +294,7 @@ def _batch_norm(
     relu: bool,
 ) -> tuple[Tensor, ...]:
     """The result; the batch's sums [C + 1] and variance [C] (or those given); `xi` and `log`."""
-    library = native(h, mean, variance, gain, center, c, limit)
+    library = fused(_eager, h, mean, variance, gain, center, c, limit)
     if library is not None:
         return library.batch_norm(h, mean, variance, gain, center, c, limit, eps, chart == "tangent", relu)
     if mean is None:
@@ -331,11 +332,11 @@ def _batch_norm_backward(
     grad = grads[0]
     if grad is None:  # the other outputs pass no gradients
         return (None,) * 7
-    library = None if needs[6] else native(h, grad, mean, variance, gain, center, c, limit)
+    library = None if needs[6] else fused(_eager, h, grad, mean, variance, gain, center, c, limit)
     if library is not None:
         grad_h, *by_vectors, by_c = library.batch_norm_backward(
             grad, result if relu else None, h, mean, variance, gain, center, c, limit, sums, batch_variance, xi, log,
-            eps, chart == "tangent",
+            eps, chart == "tangent", needs[5],
         )  # fmt: skip
         for given, i in ((mean, 0), (variance, 1)):
             by_vectors[i] = None if given is None else by_vectors[i]

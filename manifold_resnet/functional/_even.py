@@ -44,6 +44,11 @@ def _asinhc() -> tuple[float, ...]:
     )
 
 
+def sinh_limit(dtype: torch.dtype) -> float:
+    """Sinh and the sum of its squares stay finite up to here; a distance in units of 1/sqrt(c)."""
+    return 40.0 if dtype == torch.float32 else 300.0
+
+
 def _switch(dtype: torch.dtype) -> tuple[float, int]:
     """Below this X the series with so many terms are exact, above it the closed forms lose few digits."""
     return (5e-2, 5) if dtype == torch.float32 else (1e-2, 9)

@@ -14,13 +14,15 @@ from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._backend import kernel, native
+from manifold_resnet.functional._backend import fused, kernel
+from manifold_resnet.functional._eager import hyperplanes as _eager
+from manifold_resnet.functional._eager import parameters
 from manifold_resnet.functional.charts import sinh_limit
 
 
 def _directions(weight: Tensor, c: Tensor, scale: float | None, factor: float) -> tuple[Tensor, Tensor]:
     """Unit normals times `factor`, and their lengths [K]; `scale` is None for normals themselves."""
-    library = native(weight, c, parameter=True)
+    library = fused(parameters, weight, c, parameter=True)
     if library is not None:
         return library.directions(weight, c, scale, factor)
     radius = torch.linalg.vector_norm(weight.flatten(1), dim=1)
@@ -46,8 +48,8 @@ def _directions_backward(
     scale: float | None,
     factor: float,
 ) -> tuple[Tensor | None, Tensor | None]:
-    library = native(weight, c, parameter=True)
-    if library is not None:
+    library = fused(parameters, weight, *[g for g in grads if g is not None], c, parameter=True)
+    if library is not None and not (needs[1] and library is parameters):
         grad_weight, grad_c = library.directions_backward(*grads, weight, c, scale, factor)
         return grad_weight, grad_c if needs[1] and scale is not None else None
     rows = weight.flatten(1)
@@ -208,7 +210,7 @@ def _hyperplanes(
     c: Tensor,
     limit: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    library = None if limit is None else native(square, norm, offset, c, limit)
+    library = None if limit is None else fused(_eager, square, norm, offset, c, limit)
     if library is not None and limit is not None:
         return library.hyperplanes(inner, square, norm, offset, c, limit)
     parameters = _channels(2 * norm), *_offset_terms(offset, norm, c)
@@ -237,10 +239,10 @@ def _hyperplanes_backward(
     library = (
         None
         if limit is None or needs[5] or grad_excess is not None
-        else native(result, grad, square, norm, offset, c, limit)
+        else fused(_eager, result, grad, square, norm, offset, c, limit)
     )
     if library is not None and limit is not None:
-        gradients = library.hyperplanes_backward(grad, result, excess, slope, square, norm, offset, c, limit)
+        gradients = library.hyperplanes_backward(grad, result, excess, slope, square, norm, offset, c, limit, needs[4])
         return *gradients[:3], None if offset is None else gradients[3], gradients[4] if needs[4] else None, None
     two_norm = _channels(2 * norm)
     inverse_norm = 1 / two_norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)

@@ -226,11 +226,13 @@ class Library:
         offset: Tensor | None,
         c: Tensor,
         limit: Tensor,
+        needs_c: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Gradients for the first five arguments of `_hyperplanes._hyperplanes`."""
         outputs = h.shape[1]
         grad_inner, grad_square, sums = torch.empty_like(h), _pixels(h), _sums(2 * outputs + 1)
         grad, square, offset = grad.contiguous(), square.contiguous(), _contiguous(offset)
+        excess = excess.expand_as(slope).contiguous()
         self._run(
             "hyperplanes_backward", h, grad, h, excess, slope, square, norm, offset, c, limit, grad_inner, grad_square,
             sums,
@@ -277,6 +279,7 @@ class Library:
         log: Tensor,
         eps: float,
         tangent: bool,
+        needs_c: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Gradients for the first six arguments of `batch_norm._batch_norm`."""
         grad, h, channels = grad.contiguous(), h.contiguous(), h.shape[1]
@@ -322,6 +325,7 @@ class Library:
         x_first: bool,
         shortcut_tangent: bool,
         tangent: bool,
+        needs_c: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`residual._sum_backward`."""
         grad, x, shortcut = grad.contiguous(), x.contiguous(), shortcut.contiguous()

@@ -17,13 +17,14 @@ is an explicit argument here (`max_distance`).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._backend import kernel, native
+from manifold_resnet.functional._backend import fused, kernel
 from manifold_resnet.functional._checks import (
     Chart,
     check_chart,
@@ -31,17 +32,13 @@ from manifold_resnet.functional._checks import (
     curvature,
     full_precision,
 )
-from manifold_resnet.functional._native import Library
+from manifold_resnet.functional._eager import parameters
+from manifold_resnet.functional._even import sinh_limit
 
 #: Layers keep their outputs within this distance from the origin, in units of the curvature radius 1/sqrt(c).
 DEFAULT_MAX_DISTANCE = 6.0
 
 _GEOOPT_EPS = {torch.float32: 4e-3, torch.float64: 1e-5}  # geoopt.manifolds.stereographic.math.project
-
-
-def sinh_limit(dtype: torch.dtype) -> float:
-    """Sinh and the sum of its squares stay finite up to here; a distance in units of 1/sqrt(c)."""
-    return 40.0 if dtype == torch.float32 else 300.0
 
 
 def _factor(s: Tensor, c: Tensor, src: Chart, dst: Chart) -> Tensor:
@@ -140,14 +137,14 @@ def _scale(
     return inside, bound, shrink if src == dst else _factor(inside, c, src, dst) * shrink
 
 
-def _native_lift(x: Tensor, c: Tensor, src: Chart, dst: Chart, distance: float, dim: int, relu: bool) -> Library | None:
-    """The C++ kernels for single points of the ball: parameters, of which there are many, and each is small."""
+def _fused_lift(x: Tensor, c: Tensor, src: Chart, dst: Chart, distance: float, dim: int, relu: bool) -> Any:
+    """What lifts single points of the ball: parameters, of which there are many, and each is small."""
     lifts = (src, dst) == ("ball", "hyperboloid") and x.ndim == 1 and math.isinf(distance) and not relu
-    return native(x, c, parameter=True) if lifts else None
+    return fused(parameters, x, c, parameter=True) if lifts else None
 
 
 def _radial(x: Tensor, c: Tensor, src: Chart, dst: Chart, distance: float, cap: float, dim: int, relu: bool) -> Tensor:
-    library = _native_lift(x, c, src, dst, distance, dim, relu)
+    library = _fused_lift(x, c, src, dst, distance, dim, relu)
     if library is not None:
         return library.lift(x, c, cap)
     *_, f = _scale((x * x).sum(dim, keepdim=True), c, src, dst, distance, cap)
@@ -166,7 +163,7 @@ def _radial_backward(
     dim: int,
     relu: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    library = _native_lift(x, c, src, dst, distance, dim, relu)
+    library = _fused_lift(x, c, src, dst, distance, dim, relu)
     if library is not None:
         grad_x, grad_c = library.lift_backward(grad, x, c, cap)
         return grad_x, grad_c if needs[1] else None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._backend import kernel, native
+from manifold_resnet.functional._backend import fused, kernel
 from manifold_resnet.functional._checks import (
     Chart,
     check_chart,
@@ -22,6 +22,7 @@ from manifold_resnet.functional._checks import (
     curvature,
     full_precision,
 )
+from manifold_resnet.functional._eager import residual as _eager
 from manifold_resnet.functional.charts import (
     as_pixels,
     bounded_factor,
@@ -156,7 +157,7 @@ def _residual(
     chart: Chart,
     relu: bool,
 ) -> Tensor:
-    library = native(x, shortcut, c, limit)
+    library = fused(_eager, x, shortcut, c, limit)
     if library is not None:
         return library.residual(
             x, shortcut, c, limit, order == "fr", shortcut_chart == "tangent", chart == "tangent", relu
@@ -178,11 +179,11 @@ def _residual_backward(
     chart: Chart,
     relu: bool,
 ) -> tuple[Tensor | None, ...]:
-    library = None if needs[3] else native(x, grad, shortcut, c, limit)
+    library = None if needs[3] else fused(_eager, x, grad, shortcut, c, limit)
     if library is not None:
         *gradients, by_c = library.residual_backward(
             grad, result if relu else None, x, shortcut, c, limit, order == "fr", shortcut_chart == "tangent",
-            chart == "tangent",
+            chart == "tangent", needs[2],
         )  # fmt: skip
         return *gradients, by_c if needs[2] else None, None
     if relu:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import manifold_resnet as mr
+import manifold_resnet.functional as F
 from manifold_resnet.functional import _native
 from manifold_resnet.functional._backend import _State
+from manifold_resnet.functional._eager import radial
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="the compiled kernels need a C++ compiler"
@@ -73,6 +75,84 @@ def test_compiled_equals_eager(shape, training, options):
     # a zero shortcut would leave points exactly on the bound, where gradients may be either side's
     u = torch.randn(batch, 5, *size, dtype=torch.float64)
     for a, b in zip(*(results(layers, forward, u, backend) for backend in ("compiled", "eager")), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_distance": 0.5}], ids=["default", "bounded"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("shape", [(2, 1, 1), (5, 17, 23), (1, 12, 31)], ids=str)
+def test_eager_equals_bodies(shape, training, options, monkeypatch):
+    """The passes in place against what they stand for, in one piece and in several."""
+    layers, forward = block(**options)
+    layers.train(training)
+    batch, *size = shape
+    u = torch.randn(batch, 5, *size, dtype=torch.float64)
+    whole = results(layers, forward, u, "eager")
+    monkeypatch.setattr(radial, "_PIECE", 2 * u[0].numel() * u.element_size())
+    pieces = results(layers, forward, u, "eager")
+    monkeypatch.setattr(_State, "native", False)
+    bodies = results(layers, forward, u, "eager")
+    for a, b, c in zip(whole, pieces, bodies, strict=True):
+        torch.testing.assert_close(a, c, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(b, c, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 3.0])
+def test_eager_is_as_precise_as_the_bodies(scale, monkeypatch):
+    """In single precision, near the origin and far from it: the errors of both against double precision."""
+    layers, forward = block(dtype=torch.float32)
+    exact_layers, exact_forward = block()
+    exact_layers.load_state_dict(layers.state_dict())
+    u = scale * torch.randn(16, 5, 12, 12)
+    eager = results(layers, forward, u, "eager")
+    monkeypatch.setattr(_State, "native", False)
+    bodies = results(layers, forward, u, "eager")
+    exact = results(exact_layers, exact_forward, u.double(), "eager")
+
+    def error(actual):
+        pairs = ((a, e) for a, e in zip(actual, exact, strict=True) if e.is_floating_point() and e.any())
+        return sum(float((a - e).norm() / e.norm()) for a, e in pairs)
+
+    assert error(eager) < 2 * error(bodies)
+
+
+@pytest.mark.parametrize("order", ["fr", "rf"])
+@pytest.mark.parametrize("c", [1e-6, 0.7, 10.0])
+def test_eager_has_the_bodies_gradient_for_curvature(c, order, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    scale = min(c**-0.5, 1.5)
+    h, u = (torch.randn(3, 4, 5, 6, generator=g, dtype=torch.float64) for _ in range(2))
+    weight = torch.randn(4, 4, 3, 3, generator=g, dtype=torch.float64)
+    offset, center = (0.1 * scale * torch.randn(4, generator=g, dtype=torch.float64) for _ in range(2))
+    ball = {"c": torch.tensor(c, dtype=torch.float64, requires_grad=True), "max_distance": 3 * scale}
+
+    def gradients():
+        v = F.poincare_conv2d(scale * u, weight, offset, padding=1, **ball, in_chart="tangent", out_chart="tangent")
+        w = F.midpoint_batch_norm(
+            h, None, None, None, center, scale="channel", **ball, in_chart="hyperboloid", out_chart="hyperboloid"
+        )
+        charts = {"in_chart": "hyperboloid", "shortcut_chart": "tangent", "out_chart": "tangent"}
+        out = F.mobius_residual(w, v, order=order, **ball, **charts)
+        return torch.autograd.grad((out * torch.linspace(-1, 1, 6).double()).sum(), ball["c"])
+
+    with mr.set_backend("eager"):
+        (eager,) = gradients()
+        monkeypatch.setattr(_State, "native", False)
+        (bodies,) = gradients()
+    torch.testing.assert_close(eager, bodies, rtol=1e-9, atol=0)
+
+
+def test_forward_and_backward_with_different_backends():
+    """What one backend keeps, the other can use."""
+    layers, forward = block(max_distance=20.0)
+    u = torch.randn(3, 5, 9, 9, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for first, second in (("eager", "auto"), ("auto", "eager")):
+        with mr.set_backend(first):
+            loss = forward(u).square().sum()
+        with mr.set_backend(second):
+            gradients.append(torch.autograd.grad(loss, [u, *(p for p in layers.parameters() if p.requires_grad)]))
+    for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
@@ -147,8 +227,8 @@ def test_without_gradients(context):
             torch.testing.assert_close(forward(u), expected, rtol=0, atol=0)
 
 
-@needs_compiler
-def test_kept_for_the_backward_pass():
+@pytest.mark.parametrize("name", ["eager", pytest.param("compiled", marks=needs_compiler)])
+def test_kept_for_the_backward_pass(name):
     """Two tensors of the size of the activations for convolution, norm and ReLU, the Euclidean network's count."""
     from manifold_resnet.benchmark.measure import kept_bytes
 
@@ -162,7 +242,7 @@ def test_kept_for_the_backward_pass():
         v = norm(h, in_chart="hyperboloid", out_chart="tangent", relu=True)
         return v, conv(v, in_chart="tangent", out_chart="hyperboloid")
 
-    with mr.set_backend("compiled"):
+    with mr.set_backend(name):
         full, kernel = u.numel() * 4, conv.weight.numel() * 4
         # u, h, v and the second h; per pixel of 64 channels, and per layer, a few numbers
         assert kept_bytes(forward, torch.nn.ModuleList([conv, norm])) < 4.2 * full + 2.1 * kernel

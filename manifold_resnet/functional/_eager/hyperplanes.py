@@ -1,0 +1,139 @@
+"""Passes of `manifold_resnet.functional._hyperplanes`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from manifold_resnet.functional._eager.radial import (
+    Scratch,
+    SinhFactor,
+    collect,
+    contract,
+    dot,
+    pieces,
+    prepare,
+)
+from manifold_resnet.functional._even import sinh_limit
+
+
+def _offset_terms(offset: Tensor, c: float, limit: float) -> tuple[Tensor, Tensor]:
+    """Hyperbolic cosine and sine [1, K, 1] of 2 sqrt(c) r."""
+    r = (offset * (2 * math.sqrt(c))).clamp_(-limit, limit).view(1, -1, 1)
+    return r.cosh(), r.sinh()
+
+
+def hyperplanes(
+    inner: Tensor, square: Tensor, norm: Tensor, offset: Tensor | None, c: Tensor, limit: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    inner = inner.to(square.dtype).contiguous()
+    inner = inner.new_empty(0).set_(inner)  # autograd does not want to see an input again
+    prepare(inner)
+    number, most, reach = c.item(), limit.item(), sinh_limit(inner.dtype)
+    factor = SinhFactor(square, number)
+    if offset is not None:
+        cosh_r, sinh_r = _offset_terms(offset, number, 0.5 * reach)
+    two_norm, excess = (2 * norm).view(1, -1, 1), inner.new_ones(1, 1, 1)
+    one = excess
+    memory = Scratch(inner, 2)
+    first = 0
+    for q, slope, cosh in pieces(inner, factor.value, factor.time):
+        x, y = memory.like(q)
+        q.mul_(slope)
+        if offset is not None:
+            q.mul_(cosh_r).addcmul_(cosh, sinh_r, value=-1)
+        # |asinh q| = log1p(x + x^2/(1 + sqrt(1 + x^2)))
+        torch.abs(q, out=x)
+        torch.addcmul(one, q, q, out=y).sqrt_().add_(1)
+        x.addcmul_(x, torch.div(x, y, out=y)).log1p_()
+        x.mul_(two_norm).clamp_(max=reach).expm1_()
+        x.addcdiv_(x, torch.add(x, 1, out=y))  # twice |h|
+        s = dot(x, x, y)
+        torch.copysign(x, q, out=q)
+        if s.max().item() > 4 * most:
+            if excess is one:
+                excess = torch.ones_like(square)
+            exceeded = (s / (4 * most)).clamp_(min=1).sqrt_()
+            excess[first : first + len(q)] = exceeded
+            q.mul_(0.5 / exceeded)
+        else:
+            q.mul_(0.5)
+        first += len(q)
+    return inner, excess, factor.value
+
+
+def hyperplanes_backward(
+    grad: Tensor,
+    h: Tensor,
+    excess: Tensor,
+    slope: Tensor,
+    square: Tensor,
+    norm: Tensor,
+    offset: Tensor | None,
+    c: Tensor,
+    limit: Tensor,
+    needs_c: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    grad = grad.contiguous()
+    prepare(h)
+    number, most, reach = c.item(), limit.item(), sinh_limit(h.dtype)
+    root_c = math.sqrt(number)
+    overflow = 80.0 if h.dtype == torch.float32 else 700.0
+    far = math.sinh(reach) * (1 - 1e-5)
+    bounded = excess.numel() > 1 or most > far * far
+    one, two_norm = h.new_ones(1, 1, 1), (2 * norm).view(1, -1, 1)
+    inverse_norm = two_norm.clamp(min=torch.finfo(norm.dtype).tiny ** 0.5).reciprocal_()
+    cosh_r = sinh_r = one
+    if offset is not None:
+        cosh_r, sinh_r = _offset_terms(offset, number, 0.5 * reach)
+    cosh = (slope * slope).mul_(square).add_(1).sqrt_()
+    limit_y = math.asinh(math.sqrt(most)) if not bounded else reach
+    steep = h.numel() > 0 and limit_y * inverse_norm.max().item() > overflow
+    memory = Scratch(h, 4)
+    grad_inner, along_q, along_sinh = torch.empty_like(h), torch.empty_like(square), torch.empty_like(square)
+    four_norm, by_norm, by_q, by_cosh = 2 * two_norm, [], [], []
+    for raw, g, e, slope_, cosh_, out, q_, sinh_ in pieces(
+        h, grad, excess.expand_as(square), slope, cosh, grad_inner, along_q, along_sinh
+    ):
+        x, y, z, w = memory.like(raw)
+        if bounded:
+            by_h = dot(g, raw, z).mul_(e > 1).div_(e).mul_(-1 / most)
+            g = torch.mul(g, 1 / e, out=w).addcmul_(raw, by_h)
+            raw = raw * e
+            g.mul_(raw.abs() < far)
+        torch.addcmul(one, raw, raw, out=x).sqrt_()
+        torch.abs(raw, out=y)
+        y.addcmul_(y, torch.div(y, torch.add(x, 1, out=z), out=z)).log1p_().mul_(inverse_norm)
+        if steep:
+            y.clamp_(max=overflow)
+        torch.copysign(y, raw, out=y)  # asinh q
+        x.mul_(g)  # gradient for the scaled distance
+        by_norm.append(torch.mul(x, y, out=z).sum((0, 2)))
+        y.exp_()
+        torch.reciprocal(y, out=z)
+        x.mul_(four_norm).div_(torch.add(y, z, out=out))  # gradient for q
+        torch.mul(y.sub_(z), x, out=z)  # that times 2 q
+        torch.sum(z, 1, keepdim=True, out=q_).mul_(0.5)
+        torch.mul(x, slope_, out=out)
+        if offset is not None:
+            out.mul_(cosh_r)
+            by_q.append(z.sum((0, 2)))
+            by_cosh.append(collect(x, cosh_))
+            contract(sinh_r.view(1, 1, -1), x, out=sinh_)
+    factor = SinhFactor(square, number, known=(slope, cosh))
+    grad_slope = along_q if offset is None else along_q.addcmul_(cosh, along_sinh)  # times the slope
+    grad_square = (grad_slope / slope).mul_(factor.slope())
+    grad_offset = grad_c = None
+    if offset is not None:
+        grad_square.addcmul_(along_sinh, slope, value=-root_c)
+        in_reach = offset.abs() < 0.25 * reach / root_c
+        by_r = (sum(by_q) * sinh_r.view(-1)).mul_(0.5).sub_(sum(by_cosh)[0]).div_(cosh_r.view(-1))
+        grad_offset = by_r.mul_(in_reach).mul_(2 * root_c)
+    if needs_c:
+        grad_c = torch.sum(grad_square * square).add_(grad_slope.sum(), alpha=0.5)
+        if offset is not None and grad_offset is not None:
+            grad_c.add_(torch.dot(grad_offset, offset), alpha=0.5)
+        grad_c.div_(number)
+    return grad_inner, grad_square, 2 * sum(by_norm), grad_offset, grad_c

@@ -1,0 +1,157 @@
+"""What the passes share: going through a batch in pieces, sums, and factors per pixel.
+
+Factors are functions of squared norms s ``[B, 1, N]``: one radius over another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# so much of a tensor at once that what is read several times stays in the cache
+_PIECE = 1 << 20
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Consecutive images of tensors ``[B, ...]``; the first one's size counts."""
+    x = tensors[0]
+    images = len(x)
+    if images == 0:
+        return iter(())
+    size = max(1, _PIECE * images // max(x.numel() * x.element_size(), 1))
+    return zip(*[t.split(size) for t in tensors], strict=True)
+
+
+class Scratch:
+    """Memory for `count` tensors like the `pieces` of `x`."""
+
+    def __init__(self, x: Tensor, count: int) -> None:
+        first = next(pieces(x), (x,))[0]
+        self._buffers = [first.new_empty(first.shape) for _ in range(count)]
+
+    def like(self, piece: Tensor) -> list[Tensor]:
+        """The memory, as large as a piece."""
+        images = len(piece)
+        return self._buffers if images == len(self._buffers[0]) else [b[:images] for b in self._buffers]
+
+
+def prepare(x: Tensor) -> None:
+    """Read the constants of torch's log1p and expm1, once more than needed.
+
+    With AVX-512 they load one of them for negative zeros only, under a mask. While its page is not in memory that costs
+    ten times as long as the function, for any argument.
+    """
+    x.new_full((64,), -0.0).log1p_().expm1_()
+
+
+def contract(rows: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+    """Sums over the channels of `x` ``[B, C, N]`` with weights ``[k, C]``: ``[B, k, N]``."""
+    return torch.bmm(rows.expand(len(x), -1, -1), x, out=out)
+
+
+def collect(x: Tensor, rows: Tensor) -> Tensor:
+    """Sums over the images and pixels of `x` ``[B, C, N]`` with weights ``[B, k, N]``: ``[k, C]``."""
+    return torch.bmm(rows, x.mT).sum(0)
+
+
+def dot(a: Tensor, b: Tensor, product: Tensor) -> Tensor:
+    """Inner products over the channels; `product` is overwritten."""
+    return torch.mul(a, b, out=product).sum(1, keepdim=True)
+
+
+def _over(x: Tensor, s: Tensor, unit: float = 1.0) -> Tensor:
+    """x/s, where both go to zero; s in units of `unit`.
+
+    It is a coefficient of vectors of squared norm s. Near zero it is all rounding, eps/s at most; the product is not.
+    """
+    return x.div_(s.clamp(min=torch.finfo(s.dtype).eps * unit))
+
+
+def _root(s: Tensor) -> Tensor:
+    return s.clamp(min=torch.finfo(s.dtype).tiny).sqrt_()
+
+
+class SinhFactor:
+    """The factor from tangent vectors of squared norm s to the hyperboloid chart, within ``2 sqrt(c s) <= reach``.
+
+    Attributes
+    ----------
+    value, time : Tensor
+        The factor, and the time part of the points.
+    """
+
+    def __init__(
+        self, s: Tensor, c: float, reach: float = math.inf, known: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        self._s, self._c, self._reach = s, c, reach
+        if known is not None:
+            self.value, self.time = known
+            return
+        double = _root(s).mul_(2)
+        e = double * math.sqrt(c)
+        if not math.isinf(reach):
+            e.clamp_(max=reach)
+        r = e.expm1_() / (e + 1)
+        self.time = (e * r).mul_(0.5).add_(1)
+        self.value = e.add_(r).div_(double)
+
+    def by_c(self, everywhere: bool) -> Tensor:
+        """C times the derivative of the value with respect to c; `everywhere`: no s is out of reach."""
+        x = self.time * math.sqrt(self._c)
+        return x if everywhere else x.mul_(self._s < self._reach**2 / (4 * self._c))
+
+    def slope(self, everywhere: bool = True) -> Tensor:
+        """The derivative of the value with respect to s."""
+        return _over(self.by_c(everywhere).sub_(self.value, alpha=0.5), self._s, 0.25 / self._c)
+
+
+class AsinhFactor:
+    """The factor from the hyperboloid chart to tangent vectors, for points of squared norm s."""
+
+    def __init__(self, s: Tensor, c: float, known: Tensor | None = None) -> None:
+        self._s, self._c = s, c
+        self._time = (s + 1).sqrt_()
+        if known is not None:
+            self.value = known
+            return
+        t = _root(s)
+        self.value = torch.addcdiv(t, s, self._time + 1).log1p_().mul_(0.5 / math.sqrt(c)).div_(t)
+
+    def slope(self) -> Tensor:
+        """Derivative with respect to s."""
+        x = self._time.reciprocal_().mul_(0.25 / math.sqrt(self._c))
+        return _over(x.sub_(self.value, alpha=0.5), self._s)
+
+
+class BoundedFactor:
+    """The factor that bounds points of squared norm s in the hyperboloid chart by `limit`, and converts them.
+
+    Attributes
+    ----------
+    value : Tensor or None
+        The factor; None is one.
+    outside : bool
+        Whether there are points beyond the bound.
+    """
+
+    def __init__(self, s: Tensor, c: float, limit: float, tangent: bool) -> None:
+        self._s, self._limit = s, limit
+        self.outside = s.max().item() > limit
+        inside = s.clamp(max=limit) if self.outside else s
+        self._chart = AsinhFactor(inside, c) if tangent else None
+        self.value = None if self._chart is None else self._chart.value
+        if self.outside:
+            shrink = (s / limit).clamp_(min=1).rsqrt_()
+            self.value = shrink if self.value is None else shrink.mul_(self.value)
+
+    def slope(self) -> Tensor | None:
+        """Derivative with respect to s: outside, the factor is a radius over the norm."""
+        slope = None if self._chart is None else self._chart.slope()
+        if not self.outside or self.value is None:
+            return slope
+        inside = self._s <= self._limit
+        outer = (self.value * -0.5).div_(self._s.clamp(min=self._limit)).mul_(~inside)
+        return outer if slope is None else outer.addcmul_(slope, inside)
