@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manifold_resnet.functional._backend import bodies_only
 from manifold_resnet.functional._checks import without_autocast
 
 
@@ -73,6 +74,10 @@ def differentiable(
             gradients = backward(grad, ctx.needs_input_grad, *ctx.saved_tensors, *ctx.static)
         return *gradients, *(None,) * len(ctx.static)
 
+    def compute_one_by_one(*args: Any) -> Any:
+        with bodies_only():
+            return compute(*args)
+
     def setup_any_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_forward(*inputs[:tensors])
         setup_context(ctx, inputs, output)
@@ -104,7 +109,7 @@ def differentiable(
         return type(torch.autograd.Function)(forward.__name__.strip("_"), (torch.autograd.Function,), members)
 
     traceable = node({"forward": compute, "setup_context": setup_context})  # torch.compile refuses forward mode
-    transformable = node({"forward": compute, "setup_context": setup_any_context, "jvp": push_forward})
+    transformable = node({"forward": compute_one_by_one, "setup_context": setup_any_context, "jvp": push_forward})
     # torch binds the arguments of a function with a context of its own to its signature, at each call and slowly
     plain = node({"forward": compute_with_context})
 

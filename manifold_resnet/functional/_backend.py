@@ -20,7 +20,8 @@ import os
 import threading
 import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, get_args
 
 import geoopt
@@ -125,9 +126,31 @@ class set_backend:  # noqa: N801, a function to its users, as torch.set_grad_ena
         _State.chosen = self._before
 
 
+class _Local(threading.local):
+    bodies = False
+
+
+_local = _Local()
+
+
+@contextmanager
+def bodies_only() -> Iterator[None]:
+    """Operations one by one, none in the memory of its arguments: transforms of torch.func come back to these."""
+    before, _local.bodies = _local.bodies, True
+    try:
+        yield
+    finally:
+        _local.bodies = before
+
+
 def _transformed() -> bool:
     """Inside a transform of torch.func, or traced: operations must be seen one by one."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    return (
+        _local.bodies
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 def _stand_in(t: Any) -> Any:
