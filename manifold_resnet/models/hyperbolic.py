@@ -104,7 +104,8 @@ class PoincareResNet(nn.Module):
     weight_on : {"ball", "tangent"}
         Whether weights are ball points or tangent vectors.
     bias : bool
-        Learn the hyperplanes' offsets.
+        Learn offsets of the convolutions' hyperplanes (the paper). The norms' centres take their place otherwise, as in
+        torchvision's networks: offsets drift far for their size, and running statistics cannot follow them.
     branch_gain : float, optional
         Gain of each block's last norm at first, relative to the norm's own: how far, in units of the distance one,
         a block moves its shortcut. None: 1, and under the identity initialisation 0.5 over the number of
@@ -147,7 +148,7 @@ class PoincareResNet(nn.Module):
         head: Literal["mlr", "fc"] = "mlr",
         init: str = "gaussian",
         weight_on: WeightOn = "ball",
-        bias: bool = True,
+        bias: bool = False,
         branch_gain: float | None = None,
         max_distance: float | None = None,
         compat: Literal["authors"] | None = None,

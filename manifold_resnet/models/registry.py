@@ -25,7 +25,7 @@ _SCHEME = (
 
 #: Options that a variant stands for; options given explicitly win.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "paper": {"init": "paper", "scale": "scalar", "head": "fc", "weight_on": "tangent"},
+    "paper": {"init": "paper", "scale": "scalar", "head": "fc", "weight_on": "tangent", "bias": True},
 }
 
 _OPTIONS = {

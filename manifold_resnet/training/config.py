@@ -149,6 +149,7 @@ class Config:
         None, "network", _text, "NAME", "kernels at the start: gaussian, orthogonal, identity, paper, normal"
     )
     weight_on: str | None = _option(None, "network", _text, "WHERE", "where weights live: ball or tangent")
+    bias: bool | None = _option(None, "network", _switch, "", "offsets of the convolutions, before their norms")
     mean: str | None = _option(None, "network", _text, "NAME", "batch norm's mean: midpoint or frechet")
     scale: str | None = _option(
         None, "network", _text, "NAME", "batch norm's variance: channel (one each) or scalar (one for all)"
@@ -379,6 +380,8 @@ class Config:
             for setting in fields(self)
             if setting.metadata.get("group") == "network" and setting.name != "model"
         }
+        if self.bias is None and self.model.startswith("hyperbolic"):
+            options["bias"] = True  # as in runs from before there was a choice
         given = {name: value for name, value in options.items() if value is not None}
         if given.get("activation") == "none":
             given["activation"] = None
