@@ -332,7 +332,7 @@ def convert_sync_batchnorm(module: nn.Module, process_group: ProcessGroup | None
     --------
     >>> import manifold_resnet as mr
     >>> model = mr.models.create_model("hyperbolic-4-8-8-resnet-8")
-    >>> mr.nn.convert_sync_batchnorm(model).bn1.sync
+    >>> mr.nn.convert_sync_batchnorm(model).bn.sync
     True
     """
     norms = {name: norm for name, norm in module.named_modules() if isinstance(norm, _PoincareBatchNorm)}
