@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# so much of a tensor at once that what is read several times stays in the cache
-_PIECE = 1 << 20
+# bytes of a tensor at once, for each thread: what is read several times stays in the cache, and calls are few
+_PIECE = 1 << 21
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -21,7 +21,7 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     images = len(x)
     if images == 0:
         return iter(())
-    size = max(1, _PIECE * images // max(x.numel() * x.element_size(), 1))
+    size = max(1, _PIECE * torch.get_num_threads() * images // max(x.numel() * x.element_size(), 1))
     return zip(*[t.split(size) for t in tensors], strict=True)
 
 
