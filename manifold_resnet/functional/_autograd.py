@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from manifold_resnet.functional._backend import bodies_only
-from manifold_resnet.functional._checks import without_autocast
+from manifold_resnet.functional._checks import as_pixels, without_autocast
+
+
+def reshaped(output: Tensor, shape: Sequence[int]) -> Tensor:
+    """View what a forward function has made; not as a view, which users could not change in place."""
+    return torch.ops.aten._unsafe_view(output, shape)
 
 
 def differentiable(
@@ -20,6 +25,7 @@ def differentiable(
     drop: Sequence[int] = (),
     keep_outputs: bool = False,
     auxiliary: int = 0,
+    images: int = 0,
 ) -> Callable[..., Any]:
     """Join a plain forward and a plain backward function into one node of the autograd graph.
 
@@ -45,6 +51,10 @@ def differentiable(
     auxiliary : int
         So many of the last outputs are there for the backward pass only, or are statistics: no gradient flows through
         them.
+    images : int
+        So many of the first tensors, and the first output, may have any shape: `forward` and `backward` see them as
+        ``[B, C, N]``, the channels C being those of the dimension that is passed after the tensors. (Views made outside
+        would be nodes of the graph themselves.)
 
     Returns
     -------
@@ -54,7 +64,13 @@ def differentiable(
 
     def compute(*args: Any) -> Any:
         with without_autocast(args[0]):
-            return forward(*args)
+            if not images:
+                return forward(*args)
+            pixels = [as_pixels(t, args[tensors]) for t in args[:images]]
+            output = forward(*pixels, *args[images:tensors], *args[tensors + 1 :])
+            if isinstance(output, tuple):
+                return reshaped(output[0], args[0].shape), *output[1:]
+            return reshaped(output, args[0].shape)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         outputs = output if isinstance(output, tuple) else (output,)
@@ -70,8 +86,16 @@ def differentiable(
         if not used:
             return (None,) * (tensors + len(ctx.static))
         with without_autocast(used[0]):
+            saved, static, shape = ctx.saved_tensors, ctx.static, None
+            if images:
+                shape, dim, static = saved[0].shape, static[0], static[1:]
+                seen = (*range(images), *((tensors,) if keep_outputs else ()))
+                saved = [as_pixels(t, dim) if i in seen else t for i, t in enumerate(saved)]
+                grads = (None if grads[0] is None else as_pixels(grads[0], dim), *grads[1:])
             grad = grads[0] if len(grads) == 1 else grads
-            gradients = backward(grad, ctx.needs_input_grad, *ctx.saved_tensors, *ctx.static)
+            gradients = backward(grad, ctx.needs_input_grad, *saved, *static)
+            if shape is not None:
+                gradients = (*[g if g is None else g.view(shape) for g in gradients[:images]], *gradients[images:])
         return *gradients, *(None,) * len(ctx.static)
 
     def compute_one_by_one(*args: Any) -> Any:

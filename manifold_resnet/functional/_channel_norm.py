@@ -12,6 +12,9 @@ Tensors are [B, C, N]; m, beta [1, C, 1] are the mean and the centre in the hype
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,6 +24,9 @@ from manifold_resnet.functional._backend import fused, kernel
 from manifold_resnet.functional._checks import Chart
 from manifold_resnet.functional._eager import norm as _eager
 from manifold_resnet.functional.charts import (
+    _cap,
+    _radial,
+    _radial_backward,
     bounded_factor,
     bounded_factor_derivatives,
     sinh_factor,
@@ -292,8 +298,10 @@ def _batch_norm(
     eps: float,
     chart: Chart,
     relu: bool,
+    base_gain: float | None,
 ) -> tuple[Tensor, ...]:
     """The result; the batch's sums [C + 1] and variance [C] (or those given); `xi` and `log`."""
+    gain, center = _affine(gain, center, c, base_gain)
     library = fused(_eager, h, mean, variance, gain, center, c, limit)
     if library is not None:
         return library.batch_norm(h, mean, variance, gain, center, c, limit, eps, chart == "tangent", relu)
@@ -328,10 +336,51 @@ def _batch_norm_backward(
     eps: float,
     chart: Chart,
     relu: bool,
+    base_gain: float | None,
 ) -> tuple[Tensor | None, ...]:
-    grad = grads[0]
-    if grad is None:  # the other outputs pass no gradients
+    if grads[0] is None:  # the other outputs pass no gradients
         return (None,) * 7
+    used_gain, used_center = _affine(gain, center, c, base_gain)
+    *others, grad_gain, grad_center, grad_c, grad_limit = _standard_backward(
+        grads[0], needs, h, mean, variance, used_gain, used_center, c, limit, result, sums, batch_variance, xi, log,
+        eps, chart, relu,
+    )  # fmt: skip
+    grad_center, more = _radial_backward(grad_center, needs[4:6], center, *_lift(center, c))
+    if grad_c is not None and more is not None:
+        grad_c = grad_c + more
+    return *others, grad_gain if base_gain is None else grad_gain * used_gain, grad_center, grad_c, grad_limit
+
+
+def _lift(center: Tensor, c: Tensor) -> tuple[Any, ...]:
+    """Arguments of `charts._radial` that bring the centre from the ball to the hyperboloid chart."""
+    return c, "ball", "hyperboloid", math.inf, _cap("ball", "hyperboloid", center.dtype), 0, False
+
+
+def _affine(gain: Tensor, center: Tensor, c: Tensor, base_gain: float | None) -> tuple[Tensor, Tensor]:
+    """The gain, and the centre in the hyperboloid chart."""
+    return gain if base_gain is None else gain.exp() * base_gain, _radial(center, *_lift(center, c))
+
+
+def _standard_backward(
+    grad: Tensor,
+    needs: tuple[bool, ...],
+    h: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    gain: Tensor,
+    center: Tensor,
+    c: Tensor,
+    limit: Tensor,
+    result: Tensor,
+    sums: Tensor,
+    batch_variance: Tensor,
+    xi: Tensor,
+    log: Tensor,
+    eps: float,
+    chart: Chart,
+    relu: bool,
+) -> tuple[Any, ...]:
+    """Gradients, the centre being in the hyperboloid chart."""
     library = None if needs[6] else fused(_eager, h, grad, mean, variance, gain, center, c, limit)
     if library is not None:
         grad_h, *by_vectors, by_c = library.batch_norm_backward(
@@ -382,4 +431,4 @@ def _batch_norm_backward(
     )
 
 
-channel_norm = differentiable(_batch_norm, _batch_norm_backward, tensors=7, keep_outputs=True, auxiliary=4)
+channel_norm = differentiable(_batch_norm, _batch_norm_backward, tensors=7, keep_outputs=True, auxiliary=4, images=1)

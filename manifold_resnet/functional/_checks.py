@@ -70,6 +70,14 @@ def check_max_distance(max_distance: float | None) -> None:
         )
 
 
+def as_pixels(x: Tensor, dim: int) -> Tensor:
+    """View a tensor as ``[B, C, N]`` with the channels of `dim`."""
+    if x.ndim > 2 and dim == 1:
+        return x.flatten(2)
+    dim = dim % x.ndim
+    return x.reshape(math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :]))
+
+
 def other_dims(x: Tensor, dim: int) -> list[int]:
     """All dimensions of `x` but `dim`."""
     return [d for d in range(x.ndim) if d != dim % x.ndim]

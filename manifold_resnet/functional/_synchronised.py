@@ -22,9 +22,8 @@ from manifold_resnet.functional._channel_norm import (
     _second_moment,
     mean_of_sums,
 )
-from manifold_resnet.functional._checks import other_dims
+from manifold_resnet.functional._checks import as_pixels, other_dims
 from manifold_resnet.functional._rescale import variance_about
-from manifold_resnet.functional.charts import as_pixels
 from manifold_resnet.functional.midpoint import time_excess
 
 

@@ -33,7 +33,6 @@ from manifold_resnet.functional._checks import (
 )
 from manifold_resnet.functional._rescale import rescale, variance_about
 from manifold_resnet.functional.charts import (
-    as_pixels,
     bound,
     convert,
     squared_limit,
@@ -81,11 +80,13 @@ def normalise(
     dim: int,
     chart: Literal["tangent", "hyperboloid"] = "hyperboloid",
     relu: bool = False,
+    base_gain: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise points in the hyperboloid chart.
 
-    `mean` and `center` ``[C]`` are in that chart too; a `mean` or `variance` of None is computed. `limit` bounds the
-    squared norm of the result, see `squared_limit`. Returns the points in `chart`, the sums that belong to the mean
+    `mean` ``[C]`` is in that chart too, `center` ``[C]`` in the ball's; a `mean` or `variance` of None is computed.
+    With a `base_gain`, `gain` holds logarithms of what that is multiplied by. `limit` bounds the squared norm of the
+    result, see `squared_limit`. Returns the points in `chart`, the sums that belong to the mean
     (see `batch_mean`) and the variance.
     """
     if scale == "scalar":
@@ -96,15 +97,19 @@ def normalise(
         if variance is None:
             variance = variance_about(h, mean, c, dim)
         factor = torch.rsqrt(variance + eps)
-        factor = factor if gain is None else gain * factor
-        y = rescale(h, mean, torch.zeros_like(mean) if center is None else center, factor, dim)
+        if gain is not None:
+            factor = factor * (gain if base_gain is None else gain.exp() * base_gain)
+        lifted = torch.zeros_like(mean) if center is None else convert(center, "ball", "hyperboloid", c=c)
+        y = rescale(h, mean, lifted, factor, dim)
         return bound(y, c, limit, chart, dim=dim, relu=relu), sums, variance
     if mean is None and about == "frechet":
         mean, _ = batch_mean(h, about=about, dim=dim)
-    like = h.new_zeros(h.shape[dim])
-    gain, center = like + 1 if gain is None else gain, like if center is None else center
-    y, sums, variance, *_ = channel_norm(as_pixels(h, dim), mean, variance, gain, center, c, limit, eps, chart, relu)
-    return y.view(h.shape), sums, variance
+    if gain is None:
+        gain = h.new_full((h.shape[dim],), 1.0 if base_gain is None else 0.0)
+    if center is None:
+        center = h.new_zeros(h.shape[dim])
+    y, sums, variance, *_ = channel_norm(h, mean, variance, gain, center, c, limit, dim, eps, chart, relu, base_gain)
+    return y, sums, variance
 
 
 def check_norm(about: str, scale: str) -> None:
@@ -207,7 +212,7 @@ def midpoint_batch_norm(
     if single:  # one point is a batch of one
         x, dim = x.unsqueeze(0), 1
     h = convert(x, in_chart, "hyperboloid", c=c, dim=dim)
-    mean, center = (None if p is None else convert(p, "ball", "hyperboloid", c=c) for p in (mean, center))
+    mean = None if mean is None else convert(mean, "ball", "hyperboloid", c=c)
     chart: Literal["tangent", "hyperboloid"] = "tangent" if out_chart == "tangent" else "hyperboloid"
     y, *_ = normalise(
         h, mean, variance, gain, center, c=c, limit=squared_limit(c, h, max_distance), about=about, scale=scale,

@@ -349,18 +349,12 @@ def _bound_points_backward(
     return grad_h, None if by_c is None else by_c.sum(), None if by_limit is None else by_limit.sum()
 
 
-_bound_points_op = differentiable(_bound_points, _bound_points_backward, tensors=3)
-
-
-def as_pixels(x: Tensor, dim: int) -> Tensor:
-    """View a tensor as ``[B, C, N]`` with the channels of `dim`."""
-    dim = dim % x.ndim
-    return x.reshape(math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :]))
+_bound_points_op = differentiable(_bound_points, _bound_points_backward, tensors=3, images=1)
 
 
 def bound(h: Tensor, c: Tensor, limit: Tensor, dst: Chart, *, dim: int, relu: bool = False) -> Tensor:
     """Bound points in the hyperboloid chart by `limit`, a `squared_limit`, and express them in another."""
-    return _bound_points_op(as_pixels(h, dim), c, limit, dst, relu).view(h.shape)
+    return _bound_points_op(h, c, limit, dim, dst, relu)
 
 
 def ball_to_hyperboloid(x: Tensor, *, c: Tensor | float, dim: int = -1) -> Tensor:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from scipy.special import beta
 from torch import Tensor
 
-from manifold_resnet.functional._autograd import differentiable
+from manifold_resnet.functional._autograd import differentiable, reshaped
 from manifold_resnet.functional._backend import kernel, native
 from manifold_resnet.functional._checks import (
     Chart,
@@ -32,7 +32,13 @@ from manifold_resnet.functional._checks import (
     full_precision,
 )
 from manifold_resnet.functional._grouped import grouped_inner, grouped_points
-from manifold_resnet.functional._hyperplanes import hyperplane_normals
+from manifold_resnet.functional._hyperplanes import (
+    _directions,
+    _directions_backward,
+    _hyperplanes,
+    _hyperplanes_backward,
+    hyperplane_normals,
+)
 from manifold_resnet.functional._native import Geometry
 from manifold_resnet.functional._windows import window_sum
 from manifold_resnet.functional._windows import window_sum_adjoint as _box_sum_adjoint
@@ -111,73 +117,129 @@ def _square(v: Tensor) -> Tensor:
     return (v * v).sum(1, keepdim=True)
 
 
-def _inner(v: Tensor, weight: Tensor, factor: float, geometry: Geometry, low: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Inner products with the kernels, and the patches' squared norms times `factor`."""
+def _patch_squares(v: Tensor, kernel: Sequence[int], factor: float, geometry: Geometry) -> Tensor:
+    """The patches' squared norms times `factor`."""
     library = native(v) if v.ndim < 5 else None
     if library is not None:
-        squares = library.window_squares(v, weight.shape[2:], geometry, factor)
-    else:
-        square = _square(v.flatten(2)).view(v.shape[0], 1, *v.shape[2:])
-        squares = factor * _box_sum(square, weight.shape[2:], geometry)
-    inner = _CONV[v.ndim - 2](v.to(low), weight.to(low), None, *geometry)
-    return inner, squares
+        return library.window_squares(v, kernel, geometry, factor)
+    square = _square(v.flatten(2)).view(v.shape[0], 1, *v.shape[2:])
+    return factor * _box_sum(square, kernel, geometry)
 
 
-def _inner_backward(
-    grads: tuple[Tensor | None, Tensor | None],
-    needs: tuple[bool, ...],
+def _patches_backward(
+    grad: Tensor,
+    grad_square: Tensor,
+    needs: tuple[bool, bool],
     v: Tensor,
     weight: Tensor,
     factor: float,
     geometry: Geometry,
     low: torch.dtype,
 ) -> tuple[Tensor | None, Tensor | None]:
-    grad, grad_square = grads
+    """Gradients for images and kernels by the inner products and by `_patch_squares`."""
+    strides, paddings, dilations = geometry
+    grad_v, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad.to(low), v.to(low), weight.to(low), None, strides, paddings, dilations, False, [0] * len(strides), 1,
+        [*needs, False],
+    )  # fmt: skip
+    grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+    if grad_v is None:
+        return None, grad_weight
+    grad_v = grad_v.to(v.dtype)
+    library = native(v) if v.ndim < 5 else None
+    if library is not None:
+        grad_v = library.window_squares_backward(grad_square, v, weight.shape[2:], geometry, factor, grad_v)
+        return grad_v, grad_weight
+    along = 2 * factor * _box_sum_adjoint(grad_square, v.shape[2:], weight.shape[2:], geometry)
+    return grad_v.addcmul(along, v) if torch.is_grad_enabled() else grad_v.addcmul_(along, v), grad_weight
+
+
+def _convolution(
+    v: Tensor,
+    weight: Tensor,
+    offset: Tensor | None,
+    c: Tensor,
+    limit: Tensor,
+    scale: float | None,
+    s: float,
+    kernel: tuple[int, ...],
+    geometry: Geometry,
+    low: torch.dtype,
+) -> tuple[Tensor, ...]:
+    """The points, and what the backward pass needs beside them: excess, slope, squares, directions and lengths.
+
+    `weight` may be flat; `kernel` has its sizes in space.
+    """
+    directions, norm = _directions(weight, c, scale, s)
+    directions = directions.view(weight.shape[0], -1, *kernel)
+    square = _patch_squares(v, kernel, s * s, geometry)
+    inner = _CONV[v.ndim - 2](v.to(low), directions.to(low), None, *geometry)
+    h, excess, slope = _hyperplanes(inner.flatten(2), square.flatten(2), norm, offset, c, limit)
+    return reshaped(h, inner.shape), excess, slope, square, directions, norm
+
+
+def _convolution_backward(
+    grads: tuple[Tensor | None, ...],
+    needs: tuple[bool, ...],
+    v: Tensor,
+    weight: Tensor,
+    offset: Tensor | None,
+    c: Tensor,
+    limit: Tensor,
+    h: Tensor,
+    excess: Tensor,
+    slope: Tensor,
+    square: Tensor,
+    directions: Tensor,
+    norm: Tensor,
+    scale: float | None,
+    s: float,
+    kernel: tuple[int, ...],
+    geometry: Geometry,
+    low: torch.dtype,
+) -> tuple[Tensor | None, ...]:
+    grad = grads[0]
+    if torch.is_grad_enabled():  # a second derivative goes through these as well
+        directions, norm = _directions(weight, c, scale, s)
+        directions = directions.view(weight.shape[0], -1, *kernel)
+        square = _patch_squares(v, kernel, s * s, geometry)
+    grad_inner, grad_square, grad_norm, grad_offset, grad_c, grad_limit = _hyperplanes_backward(
+        (None if grad is None else grad.flatten(2), grads[1]), (True, True, needs[1] or needs[3], *needs[2:]), None,
+        square.flatten(2), norm, offset, c, limit, h.flatten(2), excess, slope,
+    )  # fmt: skip
     grad_v = grad_weight = None
-    if grad is not None and (needs[0] or needs[1]):
-        strides, paddings, dilations = geometry
-        spatial = len(strides)
-        grad_v, grad_weight, _ = torch.ops.aten.convolution_backward(
-            grad, v.to(low), weight.to(low), None, strides, paddings, dilations, False, [0] * spatial, 1,
-            [needs[0], needs[1], False],
+    of_weight = needs[1] or needs[3]
+    if grad_inner is not None and grad_square is not None and (needs[0] or of_weight):
+        grad_v, grad_directions = _patches_backward(
+            grad_inner.view(h.shape), grad_square.view(square.shape), (needs[0], of_weight), v, directions, s * s,
+            geometry, low,
         )  # fmt: skip
-        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
-        grad_v = None if grad_v is None else grad_v.to(v.dtype)
-    if needs[0] and grad_square is not None:
-        library = native(v) if v.ndim < 5 and grad_v is not None else None
-        if library is not None and grad_v is not None:
-            return library.window_squares_backward(
-                grad_square, v, weight.shape[2:], geometry, factor, grad_v
-            ), grad_weight
-        along = 2 * factor * _box_sum_adjoint(grad_square, v.shape[2:], weight.shape[2:], geometry)
-        if grad_v is None:
-            grad_v = along * v
-        else:
-            grad_v = grad_v.addcmul(along, v) if torch.is_grad_enabled() else grad_v.addcmul_(along, v)
-    return grad_v, grad_weight
+        if grad_directions is not None:
+            grad_directions = grad_directions.view(weight.shape)
+            grad_weight, more = _directions_backward((grad_directions, grad_norm), needs[1::2], weight, c, scale, s)
+            grad_c = grad_c if grad_c is None or more is None else grad_c + more
+    return grad_v, grad_weight, grad_offset, grad_c, grad_limit
 
 
-_inner_op = differentiable(_inner, _inner_backward, tensors=2)
+_convolution_op = differentiable(_convolution, _convolution_backward, tensors=5, keep_outputs=True, auxiliary=4)
 
 
-def check_images(x: Tensor, weight: Tensor, groups: int) -> int:
-    """Check images and kernels ``(out, in / groups, *kernel)``; the number of spatial dimensions.
+def check_images(x: Tensor, shape: Sequence[int], groups: int) -> int:
+    """Check images and the `shape` of kernels, ``(out, in / groups, *kernel)``; the number of spatial dimensions.
 
     Raises
     ------
     ValueError
         If they do not fit.
     """
-    spatial = weight.ndim - 2
+    spatial = len(shape) - 2
     if spatial not in _CONV:
+        raise ValueError(f"weight must have shape (out, in, *kernel) with 1 to 3 kernel dims, got {tuple(shape)}")
+    check_groups(groups, shape[1] * (groups if isinstance(groups, int) else 1), shape[0])
+    if x.ndim != spatial + 2 or x.shape[1] != shape[1] * groups:
         raise ValueError(
-            f"weight must have shape (out, in, *kernel) with 1 to 3 kernel dims, got {tuple(weight.shape)}"
-        )
-    check_groups(groups, weight.shape[1] * (groups if isinstance(groups, int) else 1), weight.shape[0])
-    if x.ndim != spatial + 2 or x.shape[1] != weight.shape[1] * groups:
-        raise ValueError(
-            f"x must have shape (batch, {weight.shape[1] * groups}, {', '.join('DHW'[-spatial:])}) to match weight of "
-            f"shape {tuple(weight.shape)}{f' and {groups} groups' if groups > 1 else ''}, got {tuple(x.shape)}"
+            f"x must have shape (batch, {shape[1] * groups}, {', '.join('DHW'[-spatial:])}) to match weight of "
+            f"shape {tuple(shape)}{f' and {groups} groups' if groups > 1 else ''}, got {tuple(x.shape)}"
         )
     return spatial
 
@@ -206,14 +268,17 @@ def convolve(
     max_distance: float | None,
     summands: int = 1,
     scale: float | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> Tensor:
     """`poincare_conv` in the hyperboloid chart.
 
-    See `squared_limit` for `summands`, and `hyperplane_normals` for `scale`.
+    `weight` may be flat if there is a `shape`. See `squared_limit` for `summands`, and `hyperplane_normals` for
+    `scale`.
     """
-    spatial = check_images(x, weight, groups)
-    check_offsets(bias, weight.shape[0])
-    kernel = tuple(weight.shape[2:])
+    shape = tuple(weight.shape) if shape is None else shape
+    spatial = check_images(x, shape, groups)
+    check_offsets(bias, shape[0])
+    kernel = shape[2:]
     strides = _per_dim(stride, spatial, "stride", 1)
     dilations = _per_dim(dilation, spatial, "dilation", 1)
     paddings = _paddings(padding, kernel, strides, dilations)
@@ -233,13 +298,13 @@ def convolve(
         v = F.pad(v, [side for pair in reversed(paddings) for side in pair])
         paddings = [(0, 0)] * spatial
 
-    s = beta_ratio(weight.shape[1], math.prod(kernel))
-    normals, norm = hyperplane_normals(weight, c, scale, s)
+    s = beta_ratio(shape[1], math.prod(kernel))
     geometry = (strides, tuple(p for p, _ in paddings), dilations)
     if groups == 1:
-        inner, square = _inner_op(v, normals, s * s, geometry, _low_precision(v))
-    else:
-        inner, square = grouped_inner(v, normals, s * s, geometry, None, groups, _low_precision(v))
+        limit = squared_limit(c, v, max_distance, summands)
+        return _convolution_op(v, weight, bias, c, limit, scale, s, kernel, geometry, _low_precision(v))[0]
+    normals, norm = hyperplane_normals(weight.view(shape), c, scale, s)
+    inner, square = grouped_inner(v, normals, s * s, geometry, None, groups, _low_precision(v))
     return points_of(inner, square, norm, bias, c, v, max_distance, summands)
 
 

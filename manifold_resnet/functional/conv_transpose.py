@@ -70,7 +70,7 @@ def convolve_transpose(
 
     See `squared_limit` for `summands`, and `hyperplane_normals` for `scale`.
     """
-    spatial = check_images(x, weight, groups)
+    spatial = check_images(x, weight.shape, groups)
     check_offsets(bias, weight.shape[0])
     kernel = tuple(weight.shape[2:])
     strides = _per_dim(stride, spatial, "stride", 1)

@@ -175,9 +175,10 @@ struct Shape {
 // Calls body(image, first pixel, number of pixels, sums of this thread) for all blocks, and adds up the sums.
 template <typename Body> void for_blocks(Shape shape, int threads, int64_t n_sums, double* sums, Body body) {
   const int64_t blocks = shape.blocks(), total = shape.images * blocks;
+  if (total * shape.channels * W < 16384) threads = 1;  // a team takes longer to start than this
   std::vector<double> partial(static_cast<size_t>(n_sums * threads), 0.0);
 #ifdef _OPENMP
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads) if (threads > 1)
 #endif
   {
 #ifdef _OPENMP

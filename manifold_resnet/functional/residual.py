@@ -24,7 +24,6 @@ from manifold_resnet.functional._checks import (
 )
 from manifold_resnet.functional._eager import residual as _eager
 from manifold_resnet.functional.charts import (
-    as_pixels,
     bounded_factor,
     bounded_factor_derivatives,
     convert,
@@ -198,7 +197,7 @@ def _residual_backward(
     )
 
 
-_residual_op = differentiable(_residual, _residual_backward, tensors=4, keep_outputs=True)
+_residual_op = differentiable(_residual, _residual_backward, tensors=4, keep_outputs=True, images=2)
 
 
 def residual_sum(
@@ -216,8 +215,7 @@ def residual_sum(
     """Möbius sum, bounded by `limit` (see `squared_limit`), of `x` in the hyperboloid chart and a shortcut in any."""
     if shortcut_chart == "ball":
         shortcut, shortcut_chart = convert(shortcut, "ball", "hyperboloid", c=c, dim=dim), "hyperboloid"
-    flat = as_pixels(x, dim), as_pixels(shortcut, dim)
-    return _residual_op(*flat, c, limit, order, shortcut_chart, chart, relu).view(x.shape)
+    return _residual_op(x, shortcut, c, limit, dim, order, shortcut_chart, chart, relu)
 
 
 def mobius_residual(

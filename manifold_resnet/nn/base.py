@@ -131,6 +131,8 @@ class BoundedModule(PoincareModule):
         """Bounded points in the hyperboloid chart, counted, in another chart."""
         if self._counts is not None:
             self._count(h)
+        if chart == "hyperboloid" and not relu:
+            return h
         return convert(h, "hyperboloid", chart, c=self.c, dim=self.dim, relu=relu)
 
     def _emitted_from_tangent(self, u: Tensor, chart: Chart, dim: int) -> Tensor:

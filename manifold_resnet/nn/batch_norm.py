@@ -129,14 +129,13 @@ class _PoincareBatchNorm(BoundedModule):
             seen = True
             unbiased = variance * (count / max(count - 1, 1))
         self.num_batches_tracked.add_(seen)
-        if self.momentum is None:
-            weight = self.num_batches_tracked.to(sums.dtype).reciprocal()
-        else:
-            weight = sums.new_full((), self.momentum)
-        if isinstance(seen, Tensor):
-            weight = torch.where(seen, weight, 0)
-        self.running_sums.lerp_(sums.to(self.running_sums.dtype), weight.to(self.running_sums.dtype))
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), weight.to(self.running_var.dtype))
+        for running, new in ((self.running_sums, sums), (self.running_var, unbiased)):
+            weight: Tensor | float | None = self.momentum
+            if weight is None:
+                weight = self.num_batches_tracked.to(running.dtype).reciprocal()
+            if isinstance(seen, Tensor):
+                weight = weight * seen.to(running.dtype)
+            running.lerp_(new.to(running.dtype), weight)
 
     def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball", relu: bool = False) -> Tensor:
         """Normalise points along dimension 1.
@@ -172,10 +171,6 @@ class _PoincareBatchNorm(BoundedModule):
         spread = self.sync and self.training and is_spread(self.process_group)
         if h.numel() == 0 and not spread:
             return convert(h, "hyperboloid", out_chart, c=c, dim=1)
-        center = None if self.bias is None else convert(self.bias, "ball", "hyperboloid", c=c)
-        gain = self.gain()
-        if gain is None and self.scale == "channel":
-            gain = h.new_full((self.num_features,), self.base_gain)
         mean = variance = None
         count: Tensor | int = h.numel() // self.num_features
         from_batch = self.training or self.running_sums is None
@@ -187,8 +182,9 @@ class _PoincareBatchNorm(BoundedModule):
             mean, variance = mean_of_sums(self.running_sums), self.running_var
         fused = out_chart == "tangent" and self._counts is None
         y, sums, variance = normalise(
-            h, mean, variance, gain, center, c=c, limit=self._limit(c, h), about=self.mean, scale=self.scale,
-            eps=self.eps, dim=1, chart="tangent" if fused else "hyperboloid", relu=fused and relu,
+            h, mean, variance, self.log_scale, self.bias, c=c, limit=self._limit(c, h), about=self.mean,
+            scale=self.scale, eps=self.eps, dim=1, chart="tangent" if fused else "hyperboloid", relu=fused and relu,
+            base_gain=self.base_gain,
         )  # fmt: skip
         if from_batch and self.training:
             self._track(joint_sums if spread else sums, variance, count)

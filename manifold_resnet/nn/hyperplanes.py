@@ -313,8 +313,8 @@ class _PoincareConv(_Hyperplanes):
         """Map images of points ``(batch, in_channels, ...)`` to ``(batch, out_channels, ...)``."""
         self._check_points(x, in_chart)
         h = convolve(
-            x, self.weight.view(self._shape), self.bias, self.stride, self.padding, self.dilation,
-            self.groups, c=self.c, in_chart=in_chart, max_distance=self.max_distance, summands=2, scale=self._scale,
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, c=self.c,
+            in_chart=in_chart, max_distance=self.max_distance, summands=2, scale=self._scale, shape=self._shape,
         )  # fmt: skip
         return self._emitted(h, out_chart)
 
