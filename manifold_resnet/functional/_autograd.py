@@ -14,7 +14,7 @@ from manifold_resnet.functional._checks import as_pixels, without_autocast
 
 def reshaped(output: Tensor, shape: Sequence[int]) -> Tensor:
     """View what a forward function has made; not as a view, which users could not change in place."""
-    return torch.ops.aten._unsafe_view(output, shape)
+    return torch.ops.aten._unsafe_view.default(output, shape)
 
 
 def differentiable(

@@ -39,6 +39,7 @@ _logger = logging.getLogger("manifold_resnet")
 _ENVIRONMENT = "MANIFOLD_RESNET_BACKEND"
 # tensors that hold their numbers as torch does; others may be anything, such as fakes without numbers
 _PLAIN = (Tensor, Parameter, geoopt.ManifoldTensor, geoopt.ManifoldParameter)
+_DTYPES = (torch.float32, torch.float64)
 # with fewer pixels it makes no difference
 _WORTHWHILE = 256
 # Sizes to compile for, different and large: with equal ones the code would only hold for tensors where they are equal,
@@ -181,15 +182,15 @@ def _direct(x: Tensor, *others: Tensor | None) -> bool:
 
     With mixed dtypes torch's type promotion is wanted.
     """
-    return not (
-        x.device.type != "cpu"
-        or torch.is_grad_enabled()
-        or _transformed()
-        or not _State.native
-        or type(x) not in _PLAIN
-        or x.dtype not in (torch.float32, torch.float64)
-        or any(t is not None and t.dtype != x.dtype for t in others)
-    )
+    if not x.is_cpu or torch.is_grad_enabled() or not _State.native or _transformed():
+        return False
+    dtype = x.dtype
+    if type(x) not in _PLAIN or dtype not in _DTYPES:
+        return False
+    for t in others:  # noqa: SIM110, each layer asks several times, and a generator takes twice as long
+        if t is not None and t.dtype != dtype:
+            return False
+    return True
 
 
 def native(x: Tensor, *others: Tensor | None, parameter: bool = False) -> Library | None:
@@ -213,7 +214,12 @@ def native(x: Tensor, *others: Tensor | None, parameter: bool = False) -> Librar
 def fused(eager: Passes, x: Tensor, *others: Tensor | None, parameter: bool = False) -> Library | Passes | None:
     """The C++ kernels or, without them, `eager`, torch operations in place; None where neither may be used."""
     library = native(x, *others, parameter=parameter)
-    return eager if library is None and x.numel() > 0 and _direct(x, *others) else library
+    return eager if library is None and in_place(x, *others) else library
+
+
+def in_place(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether passes in place may be used for `x` and others."""
+    return x.numel() > 0 and _direct(x, *others)
 
 
 class _Capture:

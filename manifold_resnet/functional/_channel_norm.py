@@ -13,6 +13,7 @@ Tensors are [B, C, N]; m, beta [1, C, 1] are the mean and the centre in the hype
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._backend import fused, kernel
+from manifold_resnet.functional._backend import in_place, kernel, native
 from manifold_resnet.functional._checks import Chart
 from manifold_resnet.functional._eager import norm as _eager
 from manifold_resnet.functional.charts import (
@@ -256,7 +257,7 @@ def _recenter_backward(
     """Gradient for u, [C] its product with w, gradients for beta [C], c and the bound. `result` masks a ReLU."""
     terms = h, m, xi, log, ratio, beta
     if result is not None:
-        grad = torch.ops.aten.threshold_backward(grad, result, 0)
+        grad = torch.ops.aten.threshold_backward.default(grad, result, 0)
     products = _recenter_products(grad, *terms)
     *coefficients, by_beta, to_c, to_limit = _recenter_coefficients(
         *products, (beta * beta).sum(), c, limit, chart, by_c or by_limit
@@ -301,10 +302,15 @@ def _batch_norm(
     base_gain: float | None,
 ) -> tuple[Tensor, ...]:
     """The result; the batch's sums [C + 1] and variance [C] (or those given); `xi` and `log`."""
-    gain, center = _affine(gain, center, c, base_gain)
-    library = fused(_eager, h, mean, variance, gain, center, c, limit)
+    tangent = chart == "tangent"
+    library = native(h, mean, variance, gain, center, c, limit)
     if library is not None:
-        return library.batch_norm(h, mean, variance, gain, center, c, limit, eps, chart == "tangent", relu)
+        return library.batch_norm(
+            h, mean, variance, gain, center, c, limit, eps, tangent, relu, base_gain, _cap_of(center)
+        )
+    gain, center = _affine(gain, center, c, base_gain)
+    if in_place(h, mean, variance, gain, center, c, limit):
+        return _eager.batch_norm(h, mean, variance, gain, center, c, limit, eps, tangent, relu)
     if mean is None:
         sums = _mean_sums(h)
         mean = mean_of_sums(sums)
@@ -340,6 +346,13 @@ def _batch_norm_backward(
 ) -> tuple[Tensor | None, ...]:
     if grads[0] is None:  # the other outputs pass no gradients
         return (None,) * 7
+    library = None if needs[6] else native(h, grads[0], mean, variance, gain, center, c, limit)
+    if library is not None:
+        grad_h, *by_vectors, by_c = library.batch_norm_backward(
+            grads[0], result if relu else None, h, mean, variance, gain, center, c, limit, sums, batch_variance, xi,
+            log, eps, chart == "tangent", base_gain, _cap_of(center),
+        )  # fmt: skip
+        return grad_h, *_of_given(by_vectors, mean, variance), by_c if needs[5] else None, None
     used_gain, used_center = _affine(gain, center, c, base_gain)
     *others, grad_gain, grad_center, grad_c, grad_limit = _standard_backward(
         grads[0], needs, h, mean, variance, used_gain, used_center, c, limit, result, sums, batch_variance, xi, log,
@@ -353,7 +366,16 @@ def _batch_norm_backward(
 
 def _lift(center: Tensor, c: Tensor) -> tuple[Any, ...]:
     """Arguments of `charts._radial` that bring the centre from the ball to the hyperboloid chart."""
-    return c, "ball", "hyperboloid", math.inf, _cap("ball", "hyperboloid", center.dtype), 0, False
+    return c, "ball", "hyperboloid", math.inf, _cap_of(center), 0, False
+
+
+def _cap_of(center: Tensor) -> float:
+    return _cap("ball", "hyperboloid", center.dtype)
+
+
+def _of_given(gradients: Sequence[Tensor], *given: Tensor | None) -> list[Tensor | None]:
+    """Gradients, the first ones only for statistics that were given."""
+    return [None if i < len(given) and given[i] is None else g for i, g in enumerate(gradients)]
 
 
 def _affine(gain: Tensor, center: Tensor, c: Tensor, base_gain: float | None) -> tuple[Tensor, Tensor]:
@@ -381,15 +403,12 @@ def _standard_backward(
     relu: bool,
 ) -> tuple[Any, ...]:
     """Gradients, the centre being in the hyperboloid chart."""
-    library = None if needs[6] else fused(_eager, h, grad, mean, variance, gain, center, c, limit)
-    if library is not None:
-        grad_h, *by_vectors, by_c = library.batch_norm_backward(
+    if not needs[6] and in_place(h, grad, mean, variance, gain, center, c, limit):
+        grad_h, *by_vectors, by_c = _eager.batch_norm_backward(
             grad, result if relu else None, h, mean, variance, gain, center, c, limit, sums, batch_variance, xi, log,
             eps, chart == "tangent", needs[5],
         )  # fmt: skip
-        for given, i in ((mean, 0), (variance, 1)):
-            by_vectors[i] = None if given is None else by_vectors[i]
-        return grad_h, *by_vectors, by_c if needs[5] else None, None
+        return grad_h, *_of_given(by_vectors, mean, variance), by_c if needs[5] else None, None
     count = max(h.shape[0] * h.shape[2], 1)
     used_mean, used_variance = mean, batch_variance if variance is None else variance
     again = torch.is_grad_enabled()  # a second derivative goes through these as well

@@ -31,7 +31,7 @@ def _inner(
     """
     strides, paddings, dilations = geometry
     transposed = output_padding is not None
-    inner = torch.ops.aten.convolution(
+    inner = torch.ops.aten.convolution.default(
         v.to(low), weight.to(low), None, strides, paddings, dilations, transposed, output_padding or [0] * len(strides),
         groups,
     )  # fmt: skip
@@ -56,7 +56,7 @@ def _inner_backward(
     transposed = output_padding is not None
     if grad is not None and (needs[0] or needs[1]):
         strides, paddings, dilations = geometry
-        grad_v, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad_v, grad_weight, _ = torch.ops.aten.convolution_backward.default(
             grad, v.to(low), weight.to(low), None, strides, paddings, dilations, transposed,
             output_padding or [0] * len(strides), groups, [needs[0], needs[1], False],
         )  # fmt: skip

@@ -172,7 +172,7 @@ def _points_backward(
     raw = h * excess
     root = torch.sqrt(1 + raw * raw)
     reach = math.sinh(sinh_limit(h.dtype)) * (1 - 1e-5)
-    grad_y = torch.ops.aten.hardtanh_backward(torch.addcmul(by_grad * grad, by_h, h) * root, raw, -reach, reach)
+    grad_y = torch.ops.aten.hardtanh_backward.default(torch.addcmul(by_grad * grad, by_h, h) * root, raw, -reach, reach)
     return _distances_backward.body(grad_y, _even.asinh(raw), slope, two_norm, inverse_norm, cosh_r)
 
 

@@ -167,10 +167,10 @@ class Library:
     ) -> tuple[Tensor, Tensor]:
         """`_hyperplanes._directions_backward`."""
         weight, grad, grad_norm = weight.contiguous(), _contiguous(grad), _contiguous(grad_norm)
-        out, by_c = torch.empty_like(weight), _sums(1)
+        out, by_c = torch.empty_like(weight), weight.new_empty(())
         scale = -1.0 if scale is None else scale
         self._run("directions_backward", _rows(weight), grad, grad_norm, weight, c, scale, factor, out, by_c)
-        return out, by_c.to(weight.dtype).view(())
+        return out, by_c
 
     def lift(self, x: Tensor, c: Tensor, cap: float) -> Tensor:
         """From a point of the ball ``[C]`` to the hyperboloid chart, within the distance ``cap/sqrt(c)``."""
@@ -182,9 +182,9 @@ class Library:
     def lift_backward(self, grad: Tensor, x: Tensor, c: Tensor, cap: float) -> tuple[Tensor, Tensor]:
         """Gradients of `lift` for the point and c."""
         grad, x = grad.contiguous(), x.as_subclass(Tensor).contiguous()
-        out, by_c = torch.empty_like(x), _sums(1)
+        out, by_c = torch.empty_like(x), x.new_empty(())
         self._run("lift_backward", x.view(1, -1, 1), grad, x, c, cap, out, by_c)
-        return out, by_c.to(x.dtype).view(())
+        return out, by_c
 
     def window_squares(self, v: Tensor, kernel: Sequence[int], geometry: Geometry, factor: float) -> Tensor:
         """Of 1d or 2d images: the windows' sums of squares, in `conv._inner`."""
@@ -230,14 +230,14 @@ class Library:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Gradients for the first five arguments of `_hyperplanes._hyperplanes`."""
         outputs = h.shape[1]
-        grad_inner, grad_square, sums = torch.empty_like(h), _pixels(h), _sums(2 * outputs + 1)
+        grad_inner, grad_square, sums = torch.empty_like(h), _pixels(h), h.new_empty(2 * outputs + 1)
         grad, square, offset = grad.contiguous(), square.contiguous(), _contiguous(offset)
         excess = excess.expand_as(slope).contiguous()
         self._run(
             "hyperplanes_backward", h, grad, h, excess, slope, square, norm, offset, c, limit, grad_inner, grad_square,
             sums,
         )  # fmt: skip
-        by_norm, by_offset, by_c = sums.to(h.dtype).split([outputs, outputs, 1])
+        by_norm, by_offset, by_c = sums.split([outputs, outputs, 1])
         return grad_inner, grad_square, by_norm, by_offset, by_c.view(())
 
     def batch_norm(
@@ -252,13 +252,16 @@ class Library:
         eps: float,
         tangent: bool,
         relu: bool,
+        base_gain: float | None,
+        cap: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """`batch_norm._batch_norm`."""
+        """`_channel_norm._batch_norm`; the bound `cap` as in `lift`."""
         h = h.contiguous()
         out, xi, log, channels = torch.empty_like(h), _pixels(h), _pixels(h), h.shape[1]
         statistics = h.new_empty(2 * channels + 1)
         given = _contiguous(mean), _contiguous(variance), gain.contiguous(), center.contiguous()
-        self._run("batch_norm", h, h, *given, c, limit, float(eps), tangent, relu, out, xi, log, statistics)
+        affine = -1.0 if base_gain is None else base_gain, cap
+        self._run("batch_norm", h, h, *given, c, limit, float(eps), tangent, relu, *affine, out, xi, log, statistics)
         sums, variance = statistics.split([channels + 1, channels])
         return out, sums, variance, xi, log
 
@@ -279,22 +282,23 @@ class Library:
         log: Tensor,
         eps: float,
         tangent: bool,
-        needs_c: bool,
+        base_gain: float | None,
+        cap: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Gradients for the first six arguments of `batch_norm._batch_norm`."""
+        """Gradients for the first six arguments of `_channel_norm._batch_norm`."""
         grad, h, channels = grad.contiguous(), h.contiguous(), h.shape[1]
         grad_h, scratch, gradients = (
             torch.empty_like(h),
             h.new_empty(3, h.shape[0], h.shape[2]),
-            _sums(4 * channels + 1),
+            h.new_empty(4 * channels + 1),
         )
         given = _contiguous(mean), _contiguous(variance), gain.contiguous(), center.contiguous()
-        statistics = torch.cat([sums, batch_variance])
+        affine = -1.0 if base_gain is None else base_gain, cap
         self._run(
-            "batch_norm_backward", h, grad, result, h, *given, c, limit, float(eps), tangent, xi, log, statistics,
-            grad_h, scratch, gradients,
+            "batch_norm_backward", h, grad, result, h, *given, c, limit, float(eps), tangent, *affine, xi, log, sums,
+            batch_variance, grad_h, scratch, gradients,
         )  # fmt: skip
-        *by_vectors, by_c = gradients.to(h.dtype).split([channels] * 4 + [1])
+        *by_vectors, by_c = gradients.split([channels] * 4 + [1])
         return grad_h, *by_vectors, by_c.view(())  # type: ignore[return-value]
 
     def residual(
@@ -329,12 +333,12 @@ class Library:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`residual._sum_backward`."""
         grad, x, shortcut = grad.contiguous(), x.contiguous(), shortcut.contiguous()
-        grad_x, grad_shortcut, sums = torch.empty_like(x), torch.empty_like(x), _sums(1)
+        grad_x, grad_shortcut, by_c = torch.empty_like(x), torch.empty_like(x), x.new_empty(())
         self._run(
             "residual_backward", x, grad, result, x, shortcut, c, limit, x_first, shortcut_tangent, tangent, grad_x,
-            grad_shortcut, sums,
+            grad_shortcut, by_c,
         )  # fmt: skip
-        return grad_x, grad_shortcut, sums.to(x.dtype).view(())
+        return grad_x, grad_shortcut, by_c
 
 
 def _type(argument: Any) -> type:
@@ -364,7 +368,3 @@ def _window(v: Tensor, kernel: Sequence[int], geometry: Geometry) -> list[int]:
 
 def _pixels(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], 1, x.shape[2])
-
-
-def _sums(count: int) -> Tensor:
-    return torch.empty(count, dtype=torch.float64)

@@ -168,7 +168,7 @@ def _radial_backward(
         grad_x, grad_c = library.lift_backward(grad, x, c, cap)
         return grad_x, grad_c if needs[1] else None
     if relu:
-        grad = torch.ops.aten.threshold_backward(grad, x, 0)
+        grad = torch.ops.aten.threshold_backward.default(grad, x, 0)
     s = (x * x).sum(dim, keepdim=True)
     along = (grad * x).sum(dim, keepdim=True)
     inside, bound, f = _scale(s, c, src, dst, distance, cap)
@@ -343,7 +343,7 @@ def _bound_points_backward(
     relu: bool,
 ) -> tuple[Tensor | None, ...]:
     if relu:
-        grad = torch.ops.aten.threshold_backward(grad, h, 0)
+        grad = torch.ops.aten.threshold_backward.default(grad, h, 0)
     extra = needs[1] or needs[2]
     grad_h, by_c, by_limit = _bounded_gradients(grad, h, c, limit, dst, extra)
     return grad_h, None if by_c is None else by_c.sum(), None if by_limit is None else by_limit.sum()

@@ -138,7 +138,7 @@ def _patches_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients for images and kernels by the inner products and by `_patch_squares`."""
     strides, paddings, dilations = geometry
-    grad_v, grad_weight, _ = torch.ops.aten.convolution_backward(
+    grad_v, grad_weight, _ = torch.ops.aten.convolution_backward.default(
         grad.to(low), v.to(low), weight.to(low), None, strides, paddings, dilations, False, [0] * len(strides), 1,
         [*needs, False],
     )  # fmt: skip

@@ -978,12 +978,27 @@ template <typename T> std::vector<T> converted(const double* x, int64_t count) {
   return y;
 }
 
+// What a norm multiplies by and where it moves the mean, of parameters: if base_gain is not negative, logarithms of
+// multiples of it; and a point of the ball
+template <typename T> struct Affine {
+  std::vector<T> gain, beta;
+
+  Affine(int64_t C, const T* parameter, const T* center, double c, double base_gain, double cap)
+      : gain(parameter, parameter + C), beta(static_cast<size_t>(C)) {
+    if (base_gain >= 0)
+      for (T& g : gain) g = T(base_gain * std::exp(double(g)));
+    lift(C, center, c, cap, beta.data());
+  }
+};
+
 // statistics: the batch's sums [C + 1] and variance [C], computed or given
 template <typename T>
-void batch_norm(Shape d, int threads, const T* h, const T* given_mean, const T* given_variance, const T* gain,
-                const T* beta, T c, T limit, double eps, bool tangent, bool relu, T* out, T* xi, T* log,
-                T* statistics) {
+void batch_norm(Shape d, int threads, const T* h, const T* given_mean, const T* given_variance, const T* log_gain,
+                const T* center, T c, T limit, double eps, bool tangent, bool relu, double base_gain, double cap, T* out,
+                T* xi, T* log, T* statistics) {
   const int64_t C = d.channels;
+  const Affine<T> affine(C, log_gain, center, c, base_gain, cap);
+  const T *gain = affine.gain.data(), *beta = affine.beta.data();
   const double count = double(d.images) * double(d.pixels);
   std::vector<double> sums(static_cast<size_t>(C + 1)), mean(static_cast<size_t>(C));
   if (given_mean) {
@@ -1011,12 +1026,14 @@ void batch_norm(Shape d, int threads, const T* h, const T* given_mean, const T* 
 // sums: [C] each for the mean, the variance, the gain and the centre, [1] for c. `pixels` is scratch space [3, B, N].
 template <typename T>
 void batch_norm_backward(Shape d, int threads, const T* grad, const T* result, const T* h, const T* given_mean,
-                         const T* given_variance, const T* gain, const T* beta, T c, T limit, double eps,
-                         bool tangent, const T* xi, const T* log, const T* statistics, T* grad_h, T* pixels,
-                         double* sums) {
+                         const T* given_variance, const T* log_gain, const T* center, T c, T limit, double eps,
+                         bool tangent, double base_gain, double cap, const T* xi, const T* log, const T* batch_sums,
+                         const T* batch_variance, T* grad_h, T* pixels, double* sums) {
   const int64_t C = d.channels;
+  const Affine<T> affine(C, log_gain, center, c, base_gain, cap);
+  const T *gain = affine.gain.data(), *beta = affine.beta.data();
   const double count = double(d.images) * double(d.pixels);
-  std::vector<double> batch(statistics, statistics + C + 1), mean(batch.begin(), batch.end() - 1);
+  std::vector<double> batch(batch_sums, batch_sums + C + 1), mean(batch.begin(), batch.end() - 1);
   double r = 1;
   if (!given_mean) r = normalised(C, batch.data(), mean.data());
   const std::vector<T> m = converted<T>(mean.data(), C);
@@ -1024,7 +1041,7 @@ void batch_norm_backward(Shape d, int threads, const T* grad, const T* result, c
   std::vector<double> inverse(static_cast<size_t>(C)), first(static_cast<size_t>(2 * C + 2)),
       second(static_cast<size_t>(C + 2));
   for (int64_t k = 0; k < C; ++k) {
-    inverse[k] = 1 / std::sqrt(statistics[C + 1 + k] + eps);
+    inverse[k] = 1 / std::sqrt(batch_variance[k] + eps);
     ratio[k] = T(gain[k] * inverse[k]);
   }
   recenter_backward(d, threads, grad, result, h, m.data(), xi, log, ratio.data(), beta, c, limit, tangent, grad_h,
@@ -1049,6 +1066,13 @@ void batch_norm_backward(Shape d, int threads, const T* grad, const T* result, c
     to_excess = T(-along * (1 + batch[C]));
   }
   for (int64_t k = 0; k < C; ++k) sums[k] = second[k];
+  if (base_gain >= 0)
+    for (int64_t k = 0; k < C; ++k) sums[2 * C + k] *= gain[k];
+  std::vector<T> grad_center = converted<T>(sums + 3 * C, C);
+  double by_c = 0;
+  lift_backward(C, grad_center.data(), center, c, cap, grad_center.data(), &by_c);
+  std::copy(grad_center.begin(), grad_center.end(), sums + 3 * C);
+  sums[4 * C] += by_c;
   input_backward(d, threads, grad_h, h, m.data(), xi, log, ratio.data(), decay.data(), by_h, by_m, inverse_time,
                  constant.data(), to_excess, grad_h);
 }
@@ -1180,21 +1204,33 @@ void sgd_row(const Ball& ball, const Descent& a, int64_t n, T* x, const T* grad,
       int64_t sw, int64_t ph, int64_t pw, int64_t dh, int64_t dw
 #define WINDOW_OF {height, width, out_height, out_width, kh, kw, sh, sw, ph, pw, dh, dw}
 
+// Sums are doubles; what goes out when they are complete is not.
+template <typename T> class Sums {
+ public:
+  Sums(int64_t count, T* out) : sums_(static_cast<size_t>(count)), out_(out) {}
+  ~Sums() { std::copy(sums_.begin(), sums_.end(), out_); }
+  operator double*() { return sums_.data(); }
+
+ private:
+  std::vector<double> sums_;
+  T* out_;
+};
+
 #define EXPORT(T, SUFFIX)                                                                                          \
   extern "C" void directions_##SUFFIX(SHAPE, const T* weight, const T* c, double scale, double factor, T* out,     \
                                       T* norm) {                                                                   \
     directions<T>(images, channels * pixels, weight, *c, scale, factor, out, norm);                                \
   }                                                                                                                \
   extern "C" void directions_backward_##SUFFIX(SHAPE, const T* grad, const T* grad_norm, const T* weight,          \
-                                               const T* c, double scale, double factor, T* out, double* by_c) {    \
-    directions_backward<T>(images, channels * pixels, grad, grad_norm, weight, *c, scale, factor, out, by_c);      \
+                                               const T* c, double scale, double factor, T* out, T* by_c) {         \
+    directions_backward<T>(images, channels * pixels, grad, grad_norm, weight, *c, scale, factor, out, Sums<T>(1, by_c));\
   }                                                                                                                \
   extern "C" void lift_##SUFFIX(SHAPE, const T* x, const T* c, double cap, T* out) {                               \
     lift<T>(channels, x, *c, cap, out);                                                                            \
   }                                                                                                                \
   extern "C" void lift_backward_##SUFFIX(SHAPE, const T* grad, const T* x, const T* c, double cap, T* out,         \
-                                         double* by_c) {                                                           \
-    lift_backward<T>(channels, grad, x, *c, cap, out, by_c);                                                       \
+                                         T* by_c) {                                                                \
+    lift_backward<T>(channels, grad, x, *c, cap, out, Sums<T>(1, by_c));                                           \
   }                                                                                                                \
   extern "C" void window_squares_##SUFFIX(SHAPE, const T* v, WINDOW, double factor, T* squares, T* out) {          \
     window_squares<T>(DIMS, v, WINDOW_OF, T(factor), squares, out);                                                \
@@ -1211,30 +1247,33 @@ void sgd_row(const Ball& ball, const Descent& a, int64_t n, T* x, const T* grad,
   }                                                                                                                \
   extern "C" void hyperplanes_backward_##SUFFIX(SHAPE, const T* grad, const T* h, const T* excess, const T* slope, \
                                                 const T* sq, const T* norm, const T* offset, const T* c,           \
-                                                const T* limit, T* grad_inner, T* grad_square, double* sums) {     \
+                                                const T* limit, T* grad_inner, T* grad_square, T* sums) {          \
     hyperplanes_backward<T>(DIMS, grad, h, excess, slope, sq, norm, offset, *c, *limit, grad_inner, grad_square,   \
-                            sums);                                                                                 \
+                            Sums<T>(2 * channels + 1, sums));                                                      \
   }                                                                                                                \
   extern "C" void batch_norm_##SUFFIX(SHAPE, const T* h, const T* mean, const T* variance, const T* gain,          \
-                                      const T* beta, const T* c, const T* limit, double eps, int64_t tangent,          \
-                                      int64_t relu, T* out, T* xi, T* log, T* statistics) {                            \
-    batch_norm<T>(DIMS, h, mean, variance, gain, beta, *c, *limit, eps, tangent, relu, out, xi, log, statistics);  \
+                                      const T* center, const T* c, const T* limit, double eps, int64_t tangent,    \
+                                      int64_t relu, double base_gain, double cap, T* out, T* xi, T* log,           \
+                                      T* statistics) {                                                             \
+    batch_norm<T>(DIMS, h, mean, variance, gain, center, *c, *limit, eps, tangent, relu, base_gain, cap, out, xi,  \
+                  log, statistics);                                                                                \
   }                                                                                                                \
   extern "C" void batch_norm_backward_##SUFFIX(SHAPE, const T* grad, const T* result, const T* h, const T* mean,   \
-                                               const T* variance, const T* gain, const T* beta, const T* c,        \
-                                               const T* limit, double eps, int64_t tangent, const T* xi, const T* log, \
-                                               const T* statistics, T* grad_h, T* scratch, double* sums) {         \
-    batch_norm_backward<T>(DIMS, grad, result, h, mean, variance, gain, beta, *c, *limit, eps, tangent, xi, log,   \
-                           statistics, grad_h, scratch, sums);                                                     \
+                                               const T* variance, const T* gain, const T* center, const T* c,      \
+                                               const T* limit, double eps, int64_t tangent, double base_gain,      \
+                                               double cap, const T* xi, const T* log, const T* batch_sums,         \
+                                               const T* batch_variance, T* grad_h, T* scratch, T* sums) {          \
+    batch_norm_backward<T>(DIMS, grad, result, h, mean, variance, gain, center, *c, *limit, eps, tangent, base_gain,\
+                           cap, xi, log, batch_sums, batch_variance, grad_h, scratch, Sums<T>(4 * channels + 1, sums));\
   }                                                                                                                \
-  extern "C" void residual_##SUFFIX(SHAPE, const T* x, const T* r, const T* c, const T* limit, int64_t x_first,        \
-                                    int64_t r_tangent, int64_t tangent, int64_t relu, T* out) {                                \
+  extern "C" void residual_##SUFFIX(SHAPE, const T* x, const T* r, const T* c, const T* limit, int64_t x_first,    \
+                                    int64_t r_tangent, int64_t tangent, int64_t relu, T* out) {                    \
     residual<T>(DIMS, x, r, *c, *limit, x_first, r_tangent, tangent, relu, out);                                   \
   }                                                                                                                \
   extern "C" void residual_backward_##SUFFIX(SHAPE, const T* grad, const T* result, const T* x, const T* r,        \
-                                             const T* c, const T* limit, int64_t x_first, int64_t r_tangent, int64_t tangent,  \
-                                             T* grad_x, T* grad_r, double* sums) {                                 \
-    residual_backward<T>(DIMS, grad, result, x, r, *c, *limit, x_first, r_tangent, tangent, grad_x, grad_r, sums); \
+                                             const T* c, const T* limit, int64_t x_first, int64_t r_tangent, int64_t tangent,\
+                                             T* grad_x, T* grad_r, T* sums) {                                      \
+    residual_backward<T>(DIMS, grad, result, x, r, *c, *limit, x_first, r_tangent, tangent, grad_x, grad_r, Sums<T>(1, sums));\
   }
 
 

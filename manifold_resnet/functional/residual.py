@@ -186,7 +186,7 @@ def _residual_backward(
         )  # fmt: skip
         return *gradients, by_c if needs[2] else None, None
     if relu:
-        grad = torch.ops.aten.threshold_backward(grad, result, 0)
+        grad = torch.ops.aten.threshold_backward.default(grad, result, 0)
     extra = needs[2] or needs[3]
     products = _sum_products(grad, x, shortcut)
     *coefficients, by_c, by_limit = _sum_coefficients(*products, c, limit, order, shortcut_chart, chart, extra)
