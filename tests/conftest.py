@@ -24,6 +24,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "covering: of the product of its parameters, only rows that hold all pairs")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """Some files are run in this process: workers would take longer to start than the tests."""
     return min(os.cpu_count() or 1, 4) if config.args == config.getini("testpaths") else 0

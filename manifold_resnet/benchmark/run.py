@@ -408,7 +408,7 @@ def benchmark(settings: Settings) -> dict[str, Any]:
     for sweep in settings.sweeps:
         rows = []
         for changes in _SWEEPS[sweep]:
-            changed = replace(settings, **changes, rounds=max(settings.rounds // 3, 3))
+            changed = replace(settings, **changes, rounds=max(settings.rounds // 2, 3))
             _logger.info("measuring %s, %s", changed.name("hyperbolic"), changes)
             rows.append({**changes, **_network(changed, ["euclidean", "compiled"], full=False)})
         results["sweeps"][sweep] = rows

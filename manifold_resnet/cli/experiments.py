@@ -8,11 +8,7 @@ from typing import Any
 
 from manifold_resnet._errors import UserError
 from manifold_resnet.cli._command import Command
-from manifold_resnet.cli.robustness import _count as whole_number
-from manifold_resnet.cli.robustness import _open as open_runs
-from manifold_resnet.cli.robustness import _options as run_options
-from manifold_resnet.cli.robustness import _save as save
-from manifold_resnet.cli.robustness import _titles as titles
+from manifold_resnet.cli._runs import open_runs, run_options, save, titles_of, whole_number
 from manifold_resnet.cli.training import add_settings
 
 # what an ablation trains unless told otherwise: seconds per training
@@ -148,7 +144,7 @@ def _disk(options: argparse.Namespace) -> None:
     ]  # fmt: skip
     heads = ["run", "dimension", "c", "images", "accuracy %", "distance from origin: right", "wrong"]
     print(table(heads, lines))
-    figure = plot_embeddings(embeddings, titles(runs, groups), thumbnails=options.thumbnails, method=options.method)
+    figure = plot_embeddings(embeddings, titles_of(runs, groups), thumbnails=options.thumbnails, method=options.method)
     save(figure, folder, "disk")
 
 

@@ -3,68 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manifold_resnet._errors import UserError
 from manifold_resnet.cli._command import Command
+from manifold_resnet.cli._runs import open_runs, run_options, save, titles_of, whole_number
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from manifold_resnet.experiments import Run
-
-_SHARED = ("checkpoint", "dataset", "data_dir", "batch_size", "workers", "device")
-
-
-def _options(parser: argparse.ArgumentParser, output: str) -> None:
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs, or checkpoint files")
-    parser.add_argument("--output", metavar="FOLDER", default=output, help=f"where to write (default: {output})")
-    parser.add_argument(
-        "--limit", metavar="N", help="a quick look: at most N images, spread over the test set (default: all)"
-    )
-    parser.add_argument(
-        "--checkpoint", choices=("best", "last"), default="best", help="which checkpoint (default: best)"
-    )
-    parser.add_argument(
-        "--dataset", metavar="NAME", help="other test images with the same classes (default: each run's own)"
-    )
-    parser.add_argument("--data-dir", metavar="PATH", help="where downloaded data sets are kept (default: the runs')")
-    parser.add_argument("--batch-size", metavar="N", help="images at a time (default: 128)")
-    parser.add_argument("--workers", metavar="N", help="processes that load images (default: 0)")
-    parser.add_argument("--device", metavar="NAME", help="auto, cpu or cuda (default: the runs')")
-
-
-def _count(text: str | None, flag: str, default: int | None = None) -> int | None:
-    if text is None:
-        return default
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"{flag} must be a whole number, 1 or more, got {text!r}")
-    return int(text)
-
-
-def _open(options: argparse.Namespace, name: str) -> tuple[list[Run], dict[str, str], Path]:
-    """The runs, the names of their groups, and the folder to write to."""
-    from manifold_resnet.experiments import load_runs
-    from manifold_resnet.experiments.results import check_folder, group_labels
-
-    runs = load_runs(options.runs, **{name: getattr(options, name) for name in _SHARED})
-    groups = {run.name: label for run, label in zip(runs, group_labels(runs), strict=True)}
-    return runs, groups, check_folder(options.output, name, runs)
-
-
-def _save(figure: Figure, folder: Path, name: str) -> None:
-    figure.savefig(folder / f"{name}.png", dpi=150)
-    print(f"written to {folder}: {name}.json, {name}.csv and {name}.png")
-
-
-def _titles(runs: list[Run], groups: dict[str, str]) -> dict[str, str]:
-    """What figures call each run."""
-    labels = list(groups.values())
-    return {
-        run.name: groups[run.name] if labels.count(groups[run.name]) == 1 else f"{groups[run.name]}, seed {run.seed}"
-        for run in runs
-    }
 
 
 def _ood_options(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +29,7 @@ def _ood_options(parser: argparse.ArgumentParser) -> None:
         help="what tells outliers, once for each: energy, softmax (the largest probability), distance (of the features "
         "from the origin; their norm where they are Euclidean), maxlogit (default: the first three)",
     )
-    _options(parser, "experiments/ood")
+    run_options(parser, "experiments/ood")
 
 
 def _ood(options: argparse.Namespace) -> None:
@@ -91,8 +37,8 @@ def _ood(options: argparse.Namespace) -> None:
     from manifold_resnet.experiments.ood import DEFAULT_SCORES, DEFAULT_SETS, METRICS, ood, ood_summary
     from manifold_resnet.experiments.results import percent, table, write_results
 
-    limit = _count(options.limit, "--limit")
-    runs, groups, folder = _open(options, "ood")
+    limit = whole_number(options.limit, "--limit")
+    runs, groups, folder = open_runs(options, "ood")
     sets, scores = options.ood or DEFAULT_SETS, options.score or DEFAULT_SCORES
     found = ood(runs, sets, scores=scores, data_dir=options.data_dir, limit=limit, progress=True)
     summary = ood_summary(found.rows, groups)
@@ -108,11 +54,11 @@ def _ood(options: argparse.Namespace) -> None:
         "percent; mean ± standard deviation over seeds; test images are the positive class unless said otherwise, "
         "areas under precision-recall curves are for five test images per outlier"
     )
-    titles = _titles(runs, groups)
+    titles = titles_of(runs, groups)
     first = {groups[run.name]: run.name for run in reversed(runs)}  # one of each group: figures stay readable
     shown = {run.name: titles[run.name] for run in runs if first[groups[run.name]] == run.name}
     euclidean = [run.name for run in runs if run.kind == "euclidean"]
-    _save(plot_scores(found.scores, found.rows, shown, euclidean), folder, "ood")
+    save(plot_scores(found.scores, found.rows, shown, euclidean), folder, "ood")
 
 
 def _attack_options(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +71,7 @@ def _attack_options(parser: argparse.ArgumentParser) -> None:
         "(default: 0.8/255,1.6/255,2.4/255,3.2/255)",
     )
     parser.add_argument("--steps", metavar="N", help="of pgd (default: 10)")
-    _options(parser, "experiments/attack")
+    run_options(parser, "experiments/attack")
 
 
 def _attack(options: argparse.Namespace) -> None:
@@ -133,13 +79,17 @@ def _attack(options: argparse.Namespace) -> None:
     from manifold_resnet.experiments.figures import plot_attack
     from manifold_resnet.experiments.results import percent, table, write_results
 
-    method, limit, steps = options.attack, _count(options.limit, "--limit"), _count(options.steps, "--steps", 10)
+    method, limit, steps = (
+        options.attack,
+        whole_number(options.limit, "--limit"),
+        whole_number(options.steps, "--steps", 10),
+    )
     if method not in ATTACKS:
         raise UserError(f"--attack must be one of {', '.join(ATTACKS)}, got {method!r}")
     if options.steps is not None and method != "pgd":
         raise UserError("--steps is a setting of --attack pgd; leave it out")
     epsilons = parse_epsilons(options.epsilon)
-    runs, groups, folder = _open(options, method)
+    runs, groups, folder = open_runs(options, method)
     settings = {"attack": method, "epsilons": epsilons, "limit": limit, "checkpoint": options.checkpoint}
     if method == "pgd":
         settings["steps"] = steps
@@ -159,7 +109,7 @@ def _attack(options: argparse.Namespace) -> None:
     print(table(["model", "clean", *(f"{255 * epsilon:g}/255" for epsilon in epsilons)], list(cells.values())))
     print(f"accuracy in percent on {rows[0]['images']} test images under {method}, by epsilon; "
           "mean ± standard deviation over seeds")  # fmt: skip
-    _save(plot_attack(summary, f"{method.upper()}, {rows[0]['images']} test images"), folder, method)
+    save(plot_attack(summary, f"{method.upper()}, {rows[0]['images']} test images"), folder, method)
 
 
 def _gradcam_options(parser: argparse.ArgumentParser) -> None:
@@ -170,7 +120,7 @@ def _gradcam_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layer", metavar="NAME", help="group1, group2, ...: whose last block is asked (default: the last one)"
     )
-    _options(parser, "experiments/gradcam")
+    run_options(parser, "experiments/gradcam")
 
 
 def _gradcam(options: argparse.Namespace) -> None:
@@ -178,8 +128,8 @@ def _gradcam(options: argparse.Namespace) -> None:
     from manifold_resnet.experiments.gradcam import gradcam
     from manifold_resnet.experiments.results import table, write_results
 
-    limit, count = _count(options.limit, "--limit"), _count(options.count, "--count", 12)
-    runs, groups, folder = _open(options, "gradcam")
+    limit, count = whole_number(options.limit, "--limit"), whole_number(options.count, "--count", 12)
+    runs, groups, folder = open_runs(options, "gradcam")
     grid = gradcam(
         runs, count, errors_only=options.errors_only, layer=options.layer, limit=limit, progress=True
     )  # fmt: skip
@@ -192,7 +142,7 @@ def _gradcam(options: argparse.Namespace) -> None:
     if similarity:
         lines = [[line["first"], line["second"], f"{line['correlation']:.2f}"] for line in similarity]
         print(table(["", "", "mean correlation of the maps"], lines))
-    _save(plot_cams(grid, {run.name: _short(run, runs) for run in runs}, runs[0].classes), folder, "gradcam")
+    save(plot_cams(grid, {run.name: _short(run, runs) for run in runs}, runs[0].classes), folder, "gradcam")
 
 
 def _short(run: Run, runs: list[Run]) -> str:
@@ -204,7 +154,7 @@ def _short(run: Run, runs: list[Run]) -> str:
 
 
 def _fuse_options(parser: argparse.ArgumentParser) -> None:
-    _options(parser, "experiments/fuse")
+    run_options(parser, "experiments/fuse")
 
 
 def _fuse(options: argparse.Namespace) -> None:
@@ -212,8 +162,8 @@ def _fuse(options: argparse.Namespace) -> None:
     from manifold_resnet.experiments.fusion import fuse
     from manifold_resnet.experiments.results import percent, table, write_results
 
-    limit = _count(options.limit, "--limit")
-    runs, _, folder = _open(options, "fuse")
+    limit = whole_number(options.limit, "--limit")
+    runs, _, folder = open_runs(options, "fuse")
     result = fuse(runs, limit=limit, progress=True)
     write_results(folder, "fuse", runs, {"limit": limit, "checkpoint": options.checkpoint}, [result])
     first, second = result["run_first"], result["run_second"]
@@ -233,7 +183,7 @@ def _fuse(options: argparse.Namespace) -> None:
     }
     print(table([f"{result['images']} test images", "percent"],
                 [[text, percent(result[key])] for text, key in shares.items()]))  # fmt: skip
-    _save(plot_fusion(result), folder, "fuse")
+    save(plot_fusion(result), folder, "fuse")
 
 
 COMMANDS = {
