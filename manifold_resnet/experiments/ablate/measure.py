@@ -31,7 +31,7 @@ def first_images(config: Config, count: int) -> tuple[dict[str, Any], Tensor, Te
 
 
 def norms_at_start(
-    ablation: Ablation, depths: Iterable[int], *, count: int = 16, tell: Callable[[str], None] = lambda text: None
+    ablation: Ablation, depths: Iterable[int], *, count: int = 64, tell: Callable[[str], None] = lambda text: None
 ) -> list[dict[str, Any]]:
     """Distances of pixels from the origin after each block of new networks, on images of the test set.
 
