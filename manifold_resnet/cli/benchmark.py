@@ -39,10 +39,16 @@ def _benchmark(options: argparse.Namespace) -> None:
     folder = Path(given.pop("output"))
     if "sweeps" in given:
         given["sweeps"] = tuple(given["sweeps"])
-    if given.pop("deployment", False):
-        _deployment(Settings(**given), folder)
+    deployment = given.pop("deployment", False)
+    settings = Settings(**given)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # before minutes of measuring
+    except OSError as error:
+        raise UserError(f"--output must be a folder to write to, got {folder}: {error.strerror}") from error
+    if deployment:
+        _deployment(settings, folder)
         return
-    results = benchmark(Settings(**given))
+    results = benchmark(settings)
     write(results, folder)
     print(table(results))
     print(f"written to {folder / 'benchmark.json'} and {folder / 'benchmark.png'}")

@@ -7,9 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from manifold_resnet.functional._backend import bodies_only
 from manifold_resnet.functional._checks import as_pixels, without_autocast
+
+
+def _wanted(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a gradient for one of the tensors is."""
+    return any(t is not None and t.requires_grad for t in tensors)
 
 
 def reshaped(output: Tensor, shape: Sequence[int]) -> Tensor:
@@ -31,8 +37,8 @@ def differentiable(
 
     Only inputs (and outputs, on request) are kept for the backward pass. Because `backward` is made of
     differentiable torch operations on those, double backward and the reverse-mode transforms of ``torch.func``
-    come for free, as long as it uses auxiliary outputs only while gradients are not recorded. In forward mode, torch
-    differentiates `forward` itself.
+    come for free, as long as it uses auxiliary outputs only while gradients are not recorded. In forward mode there is
+    no node: torch differentiates the operations of `forward`.
 
     Parameters
     ----------
@@ -102,24 +108,6 @@ def differentiable(
         with bodies_only():
             return compute(*args)
 
-    def setup_any_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_forward(*inputs[:tensors])
-        setup_context(ctx, inputs, output)
-
-    def push_forward(ctx: Any, *tangents: Tensor | None) -> Any:
-        """Forward mode: by torch, through the plain forward function."""
-        static, primals = ctx.static, ctx.saved_tensors[:tensors]
-        moving = [i for i, t in enumerate(tangents[:tensors]) if t is not None]
-
-        def of_moving(*values: Tensor) -> Any:
-            args = list(primals)
-            for i, value in zip(moving, values, strict=True):
-                args[i] = value
-            return compute(*args, *static)
-
-        _, out = torch.func.jvp(of_moving, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving))
-        return (*out[:-auxiliary], *(None,) * auxiliary) if auxiliary else out
-
     def compute_with_context(ctx: Any, *args: Any) -> Any:
         output = compute(*args)
         setup_context(ctx, args, output)
@@ -132,17 +120,19 @@ def differentiable(
         members["generate_vmap_rule"] = "setup_context" in members
         return type(torch.autograd.Function)(forward.__name__.strip("_"), (torch.autograd.Function,), members)
 
-    traceable = node({"forward": compute, "setup_context": setup_context})  # torch.compile refuses forward mode
-    transformable = node({"forward": compute_one_by_one, "setup_context": setup_any_context, "jvp": push_forward})
+    traceable = node({"forward": compute, "setup_context": setup_context})
+    transformable = node({"forward": compute_one_by_one, "setup_context": setup_context})
     # torch binds the arguments of a function with a context of its own to its signature, at each call and slowly
     plain = node({"forward": compute_with_context})
 
     def apply(*args: Any) -> Any:
-        compiling = torch.compiler.is_compiling()
-        if compiling and not torch.is_grad_enabled():  # inside another node, where torch 2.14 cannot trace a second one
-            return compute(*args)
-        if compiling:
+        if torch.compiler.is_compiling():
+            # nodes cannot be traced inside another node, nor where no gradient is wanted (torch 2.14)
+            if not torch.is_grad_enabled() or not _wanted(args[:tensors]):
+                return compute(*args)
             return traceable.apply(*args)
+        if forward_ad._current_level >= 0:  # forward mode: torch differentiates each operation
+            return compute_one_by_one(*args)
         if torch._C._are_functorch_transforms_active():
             return transformable.apply(*args)
         if not torch.is_grad_enabled():

@@ -144,12 +144,13 @@ def bodies_only() -> Iterator[None]:
         _local.bodies = before
 
 
-def _transformed() -> bool:
-    """Inside a transform of torch.func, or traced: operations must be seen one by one."""
+def transformed() -> bool:
+    """Inside a transform of torch.func or a dispatch mode, or traced: operations must be seen one by one."""
     return (
         _local.bodies
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
     )
 
@@ -182,7 +183,7 @@ def _direct(x: Tensor, *others: Tensor | None) -> bool:
 
     With mixed dtypes torch's type promotion is wanted.
     """
-    if not x.is_cpu or torch.is_grad_enabled() or not _State.native or _transformed():
+    if not x.is_cpu or torch.is_grad_enabled() or not _State.native or transformed():
         return False
     dtype = x.dtype
     if type(x) not in _PLAIN or dtype not in _DTYPES:
@@ -284,7 +285,7 @@ class Kernel:
 
     def __call__(self, *args: Any) -> Any:
         """Run the body, without recording operations if it is compiled."""
-        if torch.is_grad_enabled() or _transformed():  # a gradient of a gradient is wanted, or a graph
+        if torch.is_grad_enabled() or transformed():  # a gradient of a gradient is wanted, or a graph
             return self.body(*args)
         backend = get_backend()
         if backend == "eager" or (_State.broken is not None and backend == "auto"):

@@ -20,6 +20,14 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def check_floating(x: Tensor, name: str = "x") -> None:
+    """Raise a TypeError unless `x` is a real floating point tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be a floating point tensor, got {x.dtype}: convert it with {name}.float()")
+
+
 def full_precision(x: Tensor, name: str = "x") -> Tensor:
     """Points and tangent vectors in at least float32: half precision has no room near the boundary.
 
@@ -28,10 +36,7 @@ def full_precision(x: Tensor, name: str = "x") -> Tensor:
     TypeError
         If `x` is not a real floating point tensor.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must be a floating point tensor, got {x.dtype}: convert it with {name}.float()")
+    check_floating(x, name)
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 

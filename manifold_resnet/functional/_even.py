@@ -15,6 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from manifold_resnet.functional._backend import transformed
+
 # Taylor coefficients, in functions because torch.compile takes numbers in global variables for inputs
 
 
@@ -61,22 +63,25 @@ def _log1p(x: Tensor) -> Tensor:
 
 
 def _native(x: Tensor) -> bool:
-    """GPUs have fast log1p, expm1, asinh, sinh; on CPUs torch's are several times slower than its log and exp."""
-    return x.device.type != "cpu"
+    """Whether torch's own functions serve best: on GPUs they are fast, and only they have derivatives at zero.
+
+    On CPUs they are several times slower than torch's log and exp.
+    """
+    if torch.compiler.is_compiling():
+        return x.device.type != "cpu"
+    return x.device.type != "cpu" or torch.is_grad_enabled() or transformed()
 
 
 def asinh(q: Tensor) -> Tensor:
     """Inverse hyperbolic sine, elementwise."""
+    if _native(q):
+        return torch.asinh(q)
     a = q.abs()
     if torch.compiler.is_compiling():
-        if _native(q):
-            return torch.asinh(q)
         root = torch.sqrt(1 + a * a)
         if q.dtype == torch.float32:
             return torch.where(a < 0.25, a * _horner(a * a, _asinhc()[:6]), torch.log(a + root)).copysign(q)
         return _log1p(a + a * (a / (1 + root))).copysign(q)
-    if torch.is_grad_enabled() or _native(q):
-        return torch.log1p(a + a * (a / (1 + torch.sqrt(1 + a * a)))).copysign(q)
     # in place, because this is the most costly function of a network
     x = (a * a).add_(1).sqrt_().add_(1).reciprocal_().mul_(a).mul_(a).add_(a)
     u = x + 1
@@ -86,18 +91,14 @@ def asinh(q: Tensor) -> Tensor:
 
 def sinh_cosh(y: Tensor) -> tuple[Tensor, Tensor]:
     """Hyperbolic sine and cosine, elementwise."""
+    if _native(y):
+        return torch.sinh(y), torch.cosh(y)
     if torch.compiler.is_compiling():
-        if _native(y):
-            return torch.sinh(y), torch.cosh(y)
         e = torch.exp(y)
         r = 1 / e
         square = y * y
         series = y * _horner(square, _sinhc()[: 4 if y.dtype == torch.float32 else 8])
         return torch.where(square < 0.25, series, 0.5 * (e - r)), 0.5 * (e + r)
-    if torch.is_grad_enabled() or _native(y):
-        m = torch.expm1(y.abs())
-        r = m / (m + 1)
-        return (0.5 * (m + r)).copysign(y), 1 + 0.5 * (m - r)
     a = y.abs()
     u = a.exp()
     a.sub_(u.log())

@@ -17,7 +17,7 @@ from manifold_resnet.functional._autograd import differentiable
 from manifold_resnet.functional._backend import fused, kernel
 from manifold_resnet.functional._eager import hyperplanes as _eager
 from manifold_resnet.functional._eager import parameters
-from manifold_resnet.functional.charts import sinh_limit
+from manifold_resnet.functional.charts import sinh_factor, sinh_factor_derivatives, sinh_limit
 
 
 def _directions(weight: Tensor, c: Tensor, scale: float | None, factor: float) -> tuple[Tensor, Tensor]:
@@ -106,8 +106,8 @@ def _offset_terms(offset: Tensor | None, norm: Tensor, c: Tensor) -> tuple[Tenso
 
 @kernel
 def _slopes(square: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """sqrt(c) sinh(2t)/t and cosh(2t), with t^2 = c |v|^2."""
-    slope = 2 * c.sqrt() * _even.sinhc(4 * c * square)
+    """sqrt(c) sinh(2t)/t and cosh(2t), with t^2 = c |v|^2; of vectors that are no longer than sinh allows."""
+    slope, _ = sinh_factor(square, c)
     return slope, torch.sqrt(1 + slope * slope * square)
 
 
@@ -195,11 +195,13 @@ def _square_backward(
     along_q: Tensor, along_sinh: Tensor, slope: Tensor, cosh: Tensor, square: Tensor, c: Tensor, by_c: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradient for the squared norms; and c times that for c, as far as it does not pass through the offsets."""
-    x = 4 * c * square
     grad_cosh = -along_sinh / slope
-    grad_slope = along_q - cosh * grad_cosh  # times the slope
-    grad_x = 2 * c.sqrt() * grad_slope / slope * _even.sinhc_derivative(x) + 0.25 * c.rsqrt() * grad_cosh * slope
-    return 4 * c * grad_x, grad_x * x + 0.5 * grad_slope if by_c else grad_x
+    grad_slope = (along_q - cosh * grad_cosh) / slope
+    end = (0.5 * sinh_limit(square.dtype)) ** 2 / c
+    slope_s, slope_c = sinh_factor_derivatives(square, end, slope, c, by_c)
+    grad_double = (1 - _even.above(square, end)) * grad_cosh * slope  # that for 2 |v| sqrt(c), over |v|
+    grad_square = grad_slope * slope_s + c.sqrt() * grad_double
+    return grad_square, grad_square if slope_c is None else c * grad_slope * slope_c + c.sqrt() * square * grad_double
 
 
 def _hyperplanes(

@@ -128,9 +128,10 @@ class Library:
     def _call(self, name: str, dtype: torch.dtype, shape: Sequence[int], args: Sequence[Any]) -> None:
         function = self._functions.get((name, dtype))
         if function is None:
-            function = self._functions[name, dtype] = self._library[f"{name}_{_TYPES[dtype]}"]
-            function.restype = None  # type: ignore[attr-defined]
-            function.argtypes = [_int64] * 4 + [_type(a) for a in args]  # type: ignore[attr-defined]
+            function = self._library[f"{name}_{_TYPES[dtype]}"]
+            function.restype = None
+            function.argtypes = [_int64] * 4 + [_type(a) for a in args]
+            self._functions[name, dtype] = function  # when it is complete: other threads take it from here
         function(*shape, torch.get_num_threads(), *[a.data_ptr() if isinstance(a, Tensor) else a for a in args])
 
     def step(

@@ -49,8 +49,9 @@ _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def _low_precision(v: Tensor) -> torch.dtype:
-    """What autocast wants convolutions to run in."""
-    return torch.get_autocast_dtype(v.device.type) if torch.is_autocast_enabled(v.device.type) else v.dtype
+    """What autocast wants convolutions to run in; it leaves float64 alone."""
+    autocast = v.dtype == torch.float32 and torch.is_autocast_enabled(v.device.type)
+    return torch.get_autocast_dtype(v.device.type) if autocast else v.dtype
 
 
 @torch.compiler.assume_constant_result
@@ -215,7 +216,7 @@ def _convolution_backward(
             geometry, low,
         )  # fmt: skip
         if grad_directions is not None:
-            grad_directions = grad_directions.view(weight.shape)
+            grad_directions = grad_directions.reshape(weight.shape)  # channels last, if the images are
             grad_weight, more = _directions_backward((grad_directions, grad_norm), needs[1::2], weight, c, scale, s)
             grad_c = grad_c if grad_c is None or more is None else grad_c + more
     return grad_v, grad_weight, grad_offset, grad_c, grad_limit

@@ -129,10 +129,13 @@ template <typename T> inline T asinhc(T x, T root) {
   return asinh(t, root) / t;
 }
 
+// Square of the longest tangent vectors that sinh allows
+template <typename T> inline T sinh_end(T c) { return T(0.25) * Format<T>::sinh_limit * Format<T>::sinh_limit / c; }
+
 // The factor from tangent vectors of squared norm s to the hyperboloid chart, within sinh's range, and its derivatives
 // (charts.sinh_factor)
 template <typename T> inline void sinh_factor(int64_t count, T root_c, const T* s, T* factor, T* by_s, T* by_c) {
-  const T c = root_c * root_c, end = T(0.25) * Format<T>::sinh_limit * Format<T>::sinh_limit / c;
+  const T c = root_c * root_c, end = sinh_end(c);
   SIMD for (int64_t i = 0; i < count; ++i) {
     const bool outside = s[i] > end;
     const T inside = outside ? end : s[i], x = 4 * c * inside, beyond = outside ? s[i] : end;
@@ -214,15 +217,15 @@ template <typename T> void square(Shape d, int threads, const T* v, T* out) {
 template <typename T>
 void points(Shape d, int threads, const T* inner, const T* square, const T* two_norm, const T* cosh_r, const T* sinh_r,
             T c, T limit, T* out, T* excess, T* slope) {
-  const T root_c = std::sqrt(c);
+  const T root_c = std::sqrt(c), end = sinh_end(c);
   for_blocks(d, threads, 0, nullptr, [=](int64_t b, int64_t first, int64_t count, double*) {
     T e[W], cosh[W], s[W] = {};
     const int64_t pixel = b * d.pixels + first;
     SIMD for (int64_t i = 0; i < count; ++i) {
-      const T n = square[pixel + i];
+      const T n = square[pixel + i], inside = n > end ? end : n, beyond = n > end ? n : end;
       T value, unused;
-      sinhc(4 * c * n, value, unused);
-      e[i] = 2 * root_c * value;
+      sinhc(4 * c * inside, value, unused);
+      e[i] = 2 * root_c * value * std::sqrt(end / beyond);
       cosh[i] = std::sqrt(1 + e[i] * e[i] * n);
       slope[pixel + i] = e[i];
     }
@@ -257,7 +260,7 @@ void points_backward(Shape d, int threads, const T* grad, const T* h, const T* e
                      const T* two_norm, const T* inverse_norm, const T* cosh_r, const T* sinh_r, T c, T limit,
                      T* grad_inner, T* grad_square, double* sums) {
   const int64_t K = d.channels;
-  const T root_c = std::sqrt(c), reach = std::sinh(Format<T>::sinh_limit) * T(1 - 1e-5);
+  const T root_c = std::sqrt(c), reach = std::sinh(Format<T>::sinh_limit) * T(1 - 1e-5), end = sinh_end(c);
   for_blocks(d, threads, 3 * K + 1, sums, [=](int64_t b, int64_t first, int64_t count, double* sum) {
     T along[W] = {}, by_grad[W], by_h[W], cosh[W], along_q[W] = {}, along_sinh[W] = {};
     const int64_t pixel = b * d.pixels + first;
@@ -309,13 +312,14 @@ void points_backward(Shape d, int threads, const T* grad, const T* h, const T* e
     }
     T by_c = 0;
     _Pragma("omp simd reduction(+ : by_c)") for (int64_t i = 0; i < count; ++i) {
-      const T e = slope_b[i], x = 4 * c_ * square_b[i];
+      const bool outside = square_b[i] > end;
+      const T e = slope_b[i], x = 4 * c_ * (outside ? end : square_b[i]), beyond = outside ? square_b[i] : end;
       const T grad_slope = along_q[i] + cosh[i] * along_sinh[i];  // times the slope
       T unused, derivative;
       sinhc(x, unused, derivative);
       const T grad_x = 2 * root_c_ * grad_slope / e * derivative - T(0.25) / root_c_ * along_sinh[i] * e;
-      grad_square_b[i] = 4 * c_ * grad_x;
-      by_c += grad_x * x + T(0.5) * grad_slope;
+      grad_square_b[i] = outside ? -T(0.5) * grad_slope / beyond : 4 * c_ * grad_x;
+      by_c += outside ? T(0) : grad_x * x + T(0.5) * grad_slope;
     }
     sum[3 * K] += by_c;
   });

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_resnet.functional import convert
-from manifold_resnet.functional._checks import Chart
+from manifold_resnet.functional._checks import Chart, check_floating
 from manifold_resnet.functional.batch_norm import Mean, Scale
 from manifold_resnet.models.blocks import PoincareBlock, PoincareBottleneck
 from manifold_resnet.models.compat import check_compat, fully_connected
@@ -269,6 +269,7 @@ class PoincareResNet(nn.Module):
         ValueError
             If `images` does not have that shape.
         """
+        check_floating(images, "images")
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(
                 f"images must have shape (batch, {self.in_channels}, H, W), got {tuple(images.shape)}: "

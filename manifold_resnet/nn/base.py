@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_resnet.functional import DEFAULT_MAX_DISTANCE, convert
-from manifold_resnet.functional._checks import Chart, check_max_distance
+from manifold_resnet.functional._checks import Chart, check_chart, check_floating, check_max_distance
 from manifold_resnet.functional.charts import squared_limit
 
 
@@ -70,7 +70,12 @@ class PoincareModule(nn.Module):
         return self.ball.c
 
     def _check_points(self, x: Tensor, chart: Chart) -> None:
-        """Raise a ValueError if points of the ball chart are off the ball. On CPU only: GPUs would have to wait."""
+        """Raise a ValueError if points of the ball chart are off the ball. On CPU only: GPUs would have to wait.
+
+        A TypeError if they are no points at all.
+        """
+        check_chart(chart, "in_chart")
+        check_floating(x)
         if chart != "ball" or x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() == 0:
             return
         with torch.no_grad():
@@ -129,6 +134,7 @@ class BoundedModule(PoincareModule):
 
     def _emitted(self, h: Tensor, chart: Chart, relu: bool = False) -> Tensor:
         """Bounded points in the hyperboloid chart, counted, in another chart."""
+        check_chart(chart, "out_chart")
         if self._counts is not None:
             self._count(h)
         if chart == "hyperboloid" and not relu:
@@ -137,6 +143,7 @@ class BoundedModule(PoincareModule):
 
     def _emitted_from_tangent(self, u: Tensor, chart: Chart, dim: int) -> Tensor:
         """Tangent vectors at the origin as bounded points, counted, in a chart."""
+        check_chart(chart, "out_chart")
         if self._counts is not None:
             h = convert(u, "tangent", "hyperboloid", c=self.c, dim=dim, max_distance=self.max_distance)
             self._count(h, dim)

@@ -159,12 +159,12 @@ class _PoincareBatchNorm(BoundedModule):
         ValueError
             If `x` does not have `num_features` channels in dimension 1.
         """
+        x = full_precision(x)
         if x.ndim not in self._ndims or x.shape[1] != self.num_features:
             kinds = " or ".join("(batch, {}{})".format(self.num_features, ", *" * (n - 2)) for n in self._ndims)
             raise ValueError(f"x must have shape {kinds}, got {tuple(x.shape)}")
         if relu and out_chart != "tangent":
             raise ValueError(f"relu=True acts on tangent vectors and needs out_chart='tangent', got {out_chart!r}")
-        x = full_precision(x)
         self._check_points(x, in_chart)
         c = curvature(self.c, x)
         h = convert(x, in_chart, "hyperboloid", c=c, dim=1)

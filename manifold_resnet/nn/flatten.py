@@ -54,6 +54,7 @@ class PoincareFlatten(BoundedModule):
 
     def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball") -> Tensor:
         """Map points along `dim` to points along `start_dim`, by default ``(batch, C, ...)`` to ``(batch, -1)``."""
+        check_chart(in_chart, "in_chart")
         check_chart(out_chart, "out_chart")
         v, start = flatten_tangent(x, self.start_dim, self.end_dim, c=self.c, dim=self.dim, in_chart=in_chart)
         self._check_points(x, in_chart)

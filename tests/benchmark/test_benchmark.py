@@ -147,3 +147,9 @@ def test_wrong_options(option, message, capsys, tmp_path):
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_output_is_looked_at_before_measuring(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert main(["benchmark", "--output", str(tmp_path / "file" / "out")]) == 2
+    assert capsys.readouterr().err.startswith("manifold-resnet: error: --output must be a folder to write to, got ")

@@ -249,6 +249,10 @@ def test_autocast_leaves_the_geometry_alone():
                 actual = function()
             assert actual.dtype == torch.float32
             torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
+    images, kernel = images.double(), kernel.double()  # which it leaves alone, as torch's layers
+    expected = F.poincare_conv2d(images, kernel, groups=2, c=1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(F.poincare_conv2d(images, kernel, groups=2, c=1.0), expected, rtol=0, atol=0)
 
 
 def test_dtypes_promote():

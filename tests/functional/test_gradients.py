@@ -1,8 +1,13 @@
 """Hand-written backward passes against finite differences, those of ball and charts twice."""
 
+import math
+
 import pytest
 import torch
+from helpers import generator
 from operations import BALL, CHARTS, OPERATIONS, operation
+
+import manifold_resnet.functional as F
 
 
 def inputs(op, c):
@@ -62,3 +67,53 @@ def test_function_transforms(op):
         rest = [t[i] for t in tensors[1:]]
         expected = torch.autograd.functional.jacobian(lambda x: one(x, *rest, curvatures[i]), first)  # noqa: B023
         torch.testing.assert_close(jacobians[i], expected)
+
+
+def at_zero(layer):
+    """A layer made of hyperplanes, with arguments that have zeros where layers start with them or pad."""
+    g = generator()
+    random = lambda *shape: 0.3 * torch.randn(shape, generator=g, dtype=torch.float64)  # noqa: E731
+    offset = torch.zeros(3, dtype=torch.float64)
+    if layer == "conv2d":
+        x, weight = random(2, 2, 3, 3), random(3, 2, 2, 2)
+        x[1] = 0
+        return lambda *t: F.poincare_conv2d(*t[:3], c=t[3], in_chart="tangent"), (x, weight, offset)
+    x, weight = random(3, 2), random(3, 2)
+    x[1] = 0
+    function = F.poincare_linear if layer == "linear" else F.poincare_mlr
+    return lambda *t: function(*t[:3], c=t[3], in_chart="tangent"), (x, weight, offset)
+
+
+@pytest.mark.parametrize("layer", ["conv2d", "linear", "mlr"])
+def test_second_derivatives_at_zero(layer, backend):
+    """Offsets start as zeros, and images are padded with zeros."""
+    function, tensors = at_zero(layer)
+    arguments = *[t.requires_grad_() for t in tensors], torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(function, arguments, atol=1e-6)
+    plain = tuple(t.detach() for t in arguments)
+    every = tuple(range(len(plain)))
+    reverse, forward = torch.func.jacrev(function, every)(*plain), torch.func.jacfwd(function, every)(*plain)
+    torch.testing.assert_close(forward, reverse, atol=1e-10, rtol=1e-10)
+
+
+def test_tangent_vectors_too_long_for_sinh(backend):
+    """They count as vectors as long as the number format allows, in the same direction: nothing overflows."""
+    g = generator()
+    direction = torch.nn.functional.normalize(torch.randn(4, 3, generator=g, dtype=torch.float64), dim=1)
+    weight, offset = torch.randn(2, 3, generator=g, dtype=torch.float64), torch.tensor([0.1, -0.2], dtype=torch.float64)
+    arguments = (200 * direction, weight, offset, torch.tensor(0.7, dtype=torch.float64))
+    function = lambda *t: F.poincare_mlr(*t[:3], c=t[3], in_chart="tangent")  # noqa: E731
+    bounded = 150 / math.sqrt(0.7) * direction
+    torch.testing.assert_close(function(*arguments), function(bounded, *arguments[1:]), atol=1e-8, rtol=1e-8)
+    assert torch.autograd.gradcheck(function, [t.requires_grad_() for t in arguments], atol=1e-6)
+
+    def linear(*t):
+        return F.poincare_linear(*t[:3], c=t[3], in_chart="tangent", out_chart="tangent", max_distance=3.0)
+
+    assert torch.autograd.gradcheck(linear, arguments, atol=1e-6)
+    pixels = (255 * torch.rand(2, 3, 5, 5, generator=g)).requires_grad_()  # images as they are
+    y = F.poincare_conv2d(
+        pixels, torch.randn(4, 3, 3, 3, generator=g), c=1.0, in_chart="tangent", out_chart="tangent", max_distance=6.0
+    )
+    assert y.isfinite().all()
+    assert torch.autograd.grad(y.sum(), pixels)[0].isfinite().all()

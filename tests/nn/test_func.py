@@ -1,11 +1,19 @@
-"""The transforms of `torch.func` over every layer: per-sample gradients, Jacobians, second derivatives; compiling."""
+"""The transforms of `torch.func` over every layer: per-sample gradients, Jacobians, second derivatives; compiling.
 
+And what else watches the operations: forward mode, dispatch modes.
+"""
+
+import geoopt
+import pytest
 import torch
 from helpers import generator
 from layers import every_layer, make_ball
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
+from torch.utils.flop_counter import FlopCounterMode
 
-from manifold_resnet import nn
+from manifold_resnet import nn, set_backend
 
 C = 0.7
 
@@ -112,3 +120,47 @@ def test_layers_compile_without_graph_breaks():
     table = nn.PoincareEmbedding(5, 3, ball=ball)
     indices = torch.arange(4)
     torch.testing.assert_close(torch.compile(table, fullgraph=True, backend="eager")(indices), table(indices))
+
+
+@every_layer
+def test_forward_mode_of_autograd(kind):
+    """Without `torch.func`: as `jvp`."""
+    layer, _, (x, *others) = prepared(kind)
+    tangent = torch.randn(x.shape, generator=generator(3), dtype=x.dtype) if x.is_floating_point() else None
+    if tangent is None or "dropout" in kind.label:
+        return
+    with forward_ad.dual_level():
+        pushed = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent), *others)).tangent
+    torch.testing.assert_close(pushed, jvp(lambda x: layer(x, *others), (x,), (tangent,))[1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_dispatch_modes(backend):
+    """Fake tensors have no memory to work in, and counters of operations want to see each."""
+    conv = nn.PoincareConv2d(3, 4, 3, ball=geoopt.PoincareBall(C))
+    norm = nn.PoincareBatchNorm2d(4, ball=conv.ball)
+    x = 0.1 * torch.rand(2, 3, 20, 20, generator=generator())
+    with set_backend(backend):
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            assert conv(mode.from_tensor(x), "tangent", "tangent").shape == (2, 4, 18, 18)
+        with FlopCounterMode(display=False) as counter:
+            norm(conv(x), out_chart="tangent").sum().backward()
+    # multiplications and additions: forward, and backward for the kernels
+    assert counter.get_total_flops() >= 2 * 2 * (2 * 18 * 18 * 4 * 3 * 9)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_images_compile_without_graph_breaks(training):
+    """Where the first layers need no gradient, and with frozen layers."""
+    ball = geoopt.PoincareBall(C)
+    net = torch.nn.Sequential(
+        nn.ExpMap0(ball=ball, dim=1),
+        nn.PoincareConv2d(3, 4, 3, ball=ball).requires_grad_(False),
+        nn.PoincareReLU(ball=ball),
+        nn.PoincareConv2d(4, 4, 3, ball=ball),
+        nn.PoincareBatchNorm2d(4, ball=ball),
+    ).train(training)
+    images = torch.randn(2, 3, 8, 8, generator=generator())
+    torch._dynamo.reset()
+    actual = torch.compile(net, fullgraph=True, backend="eager")(images)
+    torch.testing.assert_close(actual, net.train(training)(images), rtol=1e-5, atol=1e-5)

@@ -224,3 +224,23 @@ def test_points_off_the_ball(name):
     x = torch.full(SHAPES.get(name[-2:], (2, 3, 3, 3)), 2.0)
     with pytest.raises(ValueError, match=r"off the ball: the largest norm is .*, the ball of c=.* has radius"):
         layer(*((x, x) if name == "residual" else (x,)))
+
+
+@pytest.mark.parametrize("name", [*OFF_THE_BALL, "expmap0"])
+def test_what_is_no_tensor_of_numbers(name):
+    layer = MAKE[name]()
+    shape = SHAPES.get(name[-2:], (2, 3, 3, 3))
+    for x, came in ((None, "NoneType"), ([0.1], "list"), (torch.zeros(shape, dtype=torch.complex64), "complex64")):
+        with pytest.raises(TypeError, match=f"x must be .*, got .*{came}"):
+            layer(*((x, x) if name == "residual" else (x,)))
+
+
+@pytest.mark.parametrize("name", OFF_THE_BALL)
+@pytest.mark.parametrize("chart", ["in_chart", "out_chart"])
+def test_unknown_charts(name, chart):
+    if name in ("mlr", "logmap0") and chart == "out_chart":  # they return no points
+        return
+    layer = MAKE[name]()
+    x = torch.zeros(SHAPES.get(name[-2:], (2, 3, 3, 3)))
+    with pytest.raises(ValueError, match=f"^{chart} must be one of ball, tangent, hyperboloid; got 'euclid'"):
+        layer(*((x, x) if name == "residual" else (x,)), **{chart: "euclid"})

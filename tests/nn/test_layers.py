@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -199,3 +200,20 @@ def test_repr_says_the_bound():
     assert "max_distance=2.5" in repr(nn.PoincareConv2d(3, 4, 3, ball=make_ball(1.0), max_distance=2.5))
     assert "max_distance=2.5" in repr(nn.PoincareResidual(ball=make_ball(1.0), max_distance=2.5))
     assert "max_distance=2.5" in repr(nn.PoincareBatchNorm2d(3, ball=make_ball(1.0), max_distance=2.5))
+
+
+@every_layer
+def test_channels_last(kind):
+    """The same, values and gradients, in torch's other layout of images."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    layer, inputs = kind.layer(0.7), kind.x(0.7)
+    if inputs[0].ndim not in formats or "dropout" in kind.label:
+        return
+    results = []
+    for memory_format in (torch.contiguous_format, formats[inputs[0].ndim]):
+        twin = copy.deepcopy(layer)
+        given = [t.clone(memory_format=memory_format).requires_grad_() for t in inputs]
+        out = twin(*given)
+        out.sin().sum().backward()
+        results.append([out, *[t.grad for t in (*given, *twin.parameters())]])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)

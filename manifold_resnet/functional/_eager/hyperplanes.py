@@ -32,7 +32,7 @@ def hyperplanes(
     inner = inner.new_empty(0).set_(inner)  # autograd does not want to see an input again
     prepare(inner)
     number, most, reach = c.item(), limit.item(), sinh_limit(inner.dtype)
-    factor = SinhFactor(square, number)
+    factor = SinhFactor(square, number, reach)
     if offset is not None:
         cosh_r, sinh_r = _offset_terms(offset, number, 0.5 * reach)
     two_norm, excess = (2 * norm).view(1, -1, 1), inner.new_ones(1, 1, 1)
@@ -122,9 +122,14 @@ def hyperplanes_backward(
             by_q.append(z.sum((0, 2)))
             by_cosh.append(collect(x, cosh_))
             contract(sinh_r.view(1, 1, -1), x, out=sinh_)
-    factor = SinhFactor(square, number, known=(slope, cosh))
+    end = reach**2 / (4 * number)
+    everywhere = square.numel() == 0 or square.max().item() < end  # within sinh's range
+    factor = SinhFactor(square, number, reach, known=(slope, cosh))
     grad_slope = along_q if offset is None else along_q.addcmul_(cosh, along_sinh)  # times the slope
-    grad_square = (grad_slope / slope).mul_(factor.slope())
+    grad_square = (grad_slope / slope).mul_(factor.slope(everywhere))
+    if not everywhere:
+        inside = square < end
+        along_sinh, grad_slope = along_sinh * inside, grad_slope * inside
     grad_offset = grad_c = None
     if offset is not None:
         grad_square.addcmul_(along_sinh, slope, value=-root_c)
@@ -132,7 +137,8 @@ def hyperplanes_backward(
         by_r = (sum(by_q) * sinh_r.view(-1)).mul_(0.5).sub_(sum(by_cosh)[0]).div_(cosh_r.view(-1))
         grad_offset = by_r.mul_(in_reach).mul_(2 * root_c)
     if needs_c:
-        grad_c = torch.sum(grad_square * square).add_(grad_slope.sum(), alpha=0.5)
+        by_square = grad_square * square
+        grad_c = torch.sum(by_square if everywhere else by_square * inside).add_(grad_slope.sum(), alpha=0.5)
         if offset is not None and grad_offset is not None:
             grad_c.add_(torch.dot(grad_offset, offset), alpha=0.5)
         grad_c.div_(number)
