@@ -22,6 +22,8 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     if images == 0:
         return iter(())
     size = max(1, _PIECE * torch.get_num_threads() * images // max(x.numel() * x.element_size(), 1))
+    if size >= images:
+        return iter((tensors,))
     return zip(*[t.split(size) for t in tensors], strict=True)
 
 
