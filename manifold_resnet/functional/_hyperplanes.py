@@ -211,10 +211,12 @@ def _hyperplanes(
     offset: Tensor | None,
     c: Tensor,
     limit: Tensor | None,
+    is_input: bool = True,
 ) -> tuple[Tensor, ...]:
+    """`is_input`: `inner` is one of the node's."""
     library = None if limit is None else fused(_eager, square, norm, offset, c, limit)
     if library is not None and limit is not None:
-        return library.hyperplanes(inner, square, norm, offset, c, limit)
+        return library.hyperplanes(inner, square, norm, offset, c, limit, is_input)
     parameters = _channels(2 * norm), *_offset_terms(offset, norm, c)
     slope, cosh = _slopes(square, c)
     if limit is None:

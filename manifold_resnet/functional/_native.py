@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
 import platform
 import shlex
@@ -192,8 +193,9 @@ class Library:
         v = v.contiguous()
         window = _window(v, kernel, geometry)
         sizes = window[2:4][-len(kernel) :]
-        squares, out = v.new_empty(v.shape[0], 1, v[0, 0].numel()), v.new_empty(v.shape[0], 1, *sizes)
-        self._run("window_squares", v.flatten(2), v, *window, factor, squares, out)
+        pixels = v.shape[0], v.shape[1], math.prod(v.shape[2:])
+        squares, out = v.new_empty(pixels[0], pixels[2]), v.new_empty(v.shape[0], 1, *sizes)
+        self._call("window_squares", v.dtype, pixels, (v, *window, factor, squares, out))
         return out
 
     def window_squares_backward(
@@ -202,15 +204,24 @@ class Library:
         """Add the gradient for `v` of `window_squares` to `grad_v`."""
         grad, v, grad_v = grad.contiguous(), v.contiguous(), grad_v.contiguous()
         window = _window(v, kernel, geometry)
-        self._run("window_squares_backward", v.flatten(2), grad, v, *window, factor, grad_v)
+        pixels = v.shape[0], v.shape[1], math.prod(v.shape[2:])
+        self._call("window_squares_backward", v.dtype, pixels, (grad, v, *window, factor, grad_v))
         return grad_v
 
     def hyperplanes(
-        self, inner: Tensor, square: Tensor, norm: Tensor, offset: Tensor | None, c: Tensor, limit: Tensor
+        self,
+        inner: Tensor,
+        square: Tensor,
+        norm: Tensor,
+        offset: Tensor | None,
+        c: Tensor,
+        limit: Tensor,
+        is_input: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`_hyperplanes._hyperplanes`, in the memory of `inner` if possible."""
         inner = inner.to(square.dtype).contiguous()
-        inner = inner.new_empty(0).set_(inner)  # autograd does not want to see an input again
+        if is_input:
+            inner = inner.new_empty(0).set_(inner)  # autograd does not want to see an input again
         excess, slope = _pixels(inner), _pixels(inner)
         square, offset = square.contiguous(), _contiguous(offset)
         self._run("hyperplanes", inner, inner, square, norm, offset, c, limit, inner, excess, slope)
@@ -233,13 +244,13 @@ class Library:
         outputs = h.shape[1]
         grad_inner, grad_square, sums = torch.empty_like(h), _pixels(h), h.new_empty(2 * outputs + 1)
         grad, square, offset = grad.contiguous(), square.contiguous(), _contiguous(offset)
-        excess = excess.expand_as(slope).contiguous()
+        if excess.shape != slope.shape:
+            excess = excess.expand_as(slope).contiguous()
         self._run(
             "hyperplanes_backward", h, grad, h, excess, slope, square, norm, offset, c, limit, grad_inner, grad_square,
             sums,
         )  # fmt: skip
-        by_norm, by_offset, by_c = sums.split([outputs, outputs, 1])
-        return grad_inner, grad_square, by_norm, by_offset, by_c.view(())
+        return grad_inner, grad_square, sums[:outputs], sums[outputs:-1], sums[-1]
 
     def batch_norm(
         self,

@@ -175,7 +175,7 @@ def _convolution(
     directions = directions.view(weight.shape[0], -1, *kernel)
     square = _patch_squares(v, kernel, s * s, geometry)
     inner = _CONV[v.ndim - 2](v.to(low), directions.to(low), None, *geometry)
-    h, excess, slope = _hyperplanes(inner.flatten(2), square.flatten(2), norm, offset, c, limit)
+    h, excess, slope = _hyperplanes(inner.flatten(2), square.flatten(2), norm, offset, c, limit, is_input=False)
     return reshaped(h, inner.shape), excess, slope, square, directions, norm
 
 

@@ -126,8 +126,8 @@ class _PoincareBatchNorm(BoundedModule):
             seen = count > 0
             unbiased = variance * (count / (count - 1).clamp_min(1))
         else:
-            seen = True
-            unbiased = variance * (count / max(count - 1, 1))
+            seen = 1
+            unbiased = torch.add(variance, variance, alpha=1 / (count - 1) if count > 1 else 0)
         self.num_batches_tracked.add_(seen)
         for running, new in ((self.running_sums, sums), (self.running_var, unbiased)):
             weight: Tensor | float | None = self.momentum

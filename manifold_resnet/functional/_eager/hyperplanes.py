@@ -26,10 +26,17 @@ def _offset_terms(offset: Tensor, c: float, limit: float) -> tuple[Tensor, Tenso
 
 
 def hyperplanes(
-    inner: Tensor, square: Tensor, norm: Tensor, offset: Tensor | None, c: Tensor, limit: Tensor
+    inner: Tensor,
+    square: Tensor,
+    norm: Tensor,
+    offset: Tensor | None,
+    c: Tensor,
+    limit: Tensor,
+    is_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     inner = inner.to(square.dtype).contiguous()
-    inner = inner.new_empty(0).set_(inner)  # autograd does not want to see an input again
+    if is_input:
+        inner = inner.new_empty(0).set_(inner)  # autograd does not want to see an input again
     prepare(inner)
     number, most, reach = c.item(), limit.item(), sinh_limit(inner.dtype)
     factor = SinhFactor(square, number, reach)
