@@ -6,7 +6,7 @@ And what else watches the operations: forward mode, dispatch modes.
 import geoopt
 import pytest
 import torch
-from helpers import generator
+from helpers import TORCH, generator
 from layers import every_layer, make_ball
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from manifold_resnet import nn, set_backend
 
 C = 0.7
+traces_parameters = pytest.mark.skipif(TORCH < (2, 8), reason="this torch cannot trace subclasses of parameters")
 
 
 def parameters(layer):
@@ -96,6 +97,7 @@ def test_second_derivatives(kind):
     torch.testing.assert_close(reverse, expected, rtol=1e-9, atol=1e-9)
 
 
+@traces_parameters
 def test_layers_compile_without_graph_breaks():
     """`torch.compile` of those that networks are not made of by default."""
     ball = make_ball(C)
@@ -134,6 +136,7 @@ def test_forward_mode_of_autograd(kind):
     torch.testing.assert_close(pushed, jvp(lambda x: layer(x, *others), (x,), (tangent,))[1], rtol=1e-10, atol=1e-10)
 
 
+@traces_parameters
 @pytest.mark.parametrize("backend", ["eager", "auto"])
 def test_dispatch_modes(backend):
     """Fake tensors have no memory to work in, and counters of operations want to see each."""
@@ -149,6 +152,7 @@ def test_dispatch_modes(backend):
     assert counter.get_total_flops() >= 2 * 2 * (2 * 18 * 18 * 4 * 3 * 9)
 
 
+@traces_parameters
 @pytest.mark.parametrize("training", [True, False])
 def test_images_compile_without_graph_breaks(training):
     """Where the first layers need no gradient, and with frozen layers."""
