@@ -13,7 +13,6 @@ Tensors are [B, C, N]; m, beta [1, C, 1] are the mean and the centre in the hype
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -348,11 +347,10 @@ def _batch_norm_backward(
         return (None,) * 7
     library = None if needs[6] else native(h, grads[0], mean, variance, gain, center, c, limit)
     if library is not None:
-        grad_h, *by_vectors, by_c = library.batch_norm_backward(
+        return *library.batch_norm_backward(
             grads[0], result if relu else None, h, mean, variance, gain, center, c, limit, sums, batch_variance, xi,
-            log, eps, chart == "tangent", base_gain, _cap_of(center),
-        )  # fmt: skip
-        return grad_h, *_of_given(by_vectors, mean, variance), by_c if needs[5] else None, None
+            log, eps, chart == "tangent", base_gain, _cap_of(center), needs[5],
+        ), None  # fmt: skip
     used_gain, used_center = _affine(gain, center, c, base_gain)
     *others, grad_gain, grad_center, grad_c, grad_limit = _standard_backward(
         grads[0], needs, h, mean, variance, used_gain, used_center, c, limit, result, sums, batch_variance, xi, log,
@@ -371,11 +369,6 @@ def _lift(center: Tensor, c: Tensor) -> tuple[Any, ...]:
 
 def _cap_of(center: Tensor) -> float:
     return _cap("ball", "hyperboloid", center.dtype)
-
-
-def _of_given(gradients: Sequence[Tensor], *given: Tensor | None) -> list[Tensor | None]:
-    """Gradients, the first ones only for statistics that were given."""
-    return [None if i < len(given) and given[i] is None else g for i, g in enumerate(gradients)]
 
 
 def _affine(gain: Tensor, center: Tensor, c: Tensor, base_gain: float | None) -> tuple[Tensor, Tensor]:
@@ -404,11 +397,10 @@ def _standard_backward(
 ) -> tuple[Any, ...]:
     """Gradients, the centre being in the hyperboloid chart."""
     if not needs[6] and in_place(h, grad, mean, variance, gain, center, c, limit):
-        grad_h, *by_vectors, by_c = _eager.batch_norm_backward(
+        return *_eager.batch_norm_backward(
             grad, result if relu else None, h, mean, variance, gain, center, c, limit, sums, batch_variance, xi, log,
             eps, chart == "tangent", needs[5],
-        )  # fmt: skip
-        return grad_h, *_of_given(by_vectors, mean, variance), by_c if needs[5] else None, None
+        ), None  # fmt: skip
     count = max(h.shape[0] * h.shape[2], 1)
     used_mean, used_variance = mean, batch_variance if variance is None else variance
     again = torch.is_grad_enabled()  # a second derivative goes through these as well

@@ -8,13 +8,14 @@ products follow from the result by one logarithm and one exponential per element
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._backend import fused, kernel
+from manifold_resnet.functional._backend import fused, kernel, native
 from manifold_resnet.functional._eager import hyperplanes as _eager
 from manifold_resnet.functional._eager import parameters
 from manifold_resnet.functional.charts import sinh_factor, sinh_factor_derivatives, sinh_limit
@@ -204,6 +205,14 @@ def _square_backward(
     return grad_square, grad_square if slope_c is None else c * grad_slope * slope_c + c.sqrt() * square * grad_double
 
 
+def _library(
+    square: Tensor, norm: Tensor, offset: Tensor | None, c: Tensor, limit: Tensor | None, *others: Tensor
+) -> Any:
+    if limit is None:  # one number per point and hyperplane: always worth it
+        return native(square, norm, offset, c, *others, parameter=True)
+    return fused(_eager, square, norm, offset, c, limit, *others)
+
+
 def _hyperplanes(
     inner: Tensor,
     square: Tensor,
@@ -213,14 +222,15 @@ def _hyperplanes(
     limit: Tensor | None,
     is_input: bool = True,
 ) -> tuple[Tensor, ...]:
-    """`is_input`: `inner` is one of the node's."""
-    library = None if limit is None else fused(_eager, square, norm, offset, c, limit)
-    if library is not None and limit is not None:
-        return library.hyperplanes(inner, square, norm, offset, c, limit, is_input)
+    """Points and excess, or, without `limit`, distances and a one; slopes. `is_input`: `inner` is one of the node's."""
+    library = _library(square, norm, offset, c, limit)
+    if library is not None:
+        result, excess, slope = library.hyperplanes(inner, square, norm, offset, c, limit, is_input)
+        return result, square.new_ones(()) if excess is None else excess, slope
     parameters = _channels(2 * norm), *_offset_terms(offset, norm, c)
     slope, cosh = _slopes(square, c)
     if limit is None:
-        return _distances(inner, slope, cosh, *parameters) * c.rsqrt(), torch.ones_like(slope), slope
+        return _distances(inner, slope, cosh, *parameters) * c.rsqrt(), slope.new_ones(()), slope
     return *_points(inner, slope, cosh, *parameters, limit), slope
 
 
@@ -240,14 +250,14 @@ def _hyperplanes_backward(
     grad, grad_excess = grads[0], grads[1]
     if grad is None:
         grad = torch.zeros_like(result)
-    library = (
-        None
-        if limit is None or needs[5] or grad_excess is not None
-        else fused(_eager, result, grad, square, norm, offset, c, limit)
-    )
-    if library is not None and limit is not None:
-        gradients = library.hyperplanes_backward(grad, result, excess, slope, square, norm, offset, c, limit, needs[4])
-        return *gradients[:3], None if offset is None else gradients[3], gradients[4] if needs[4] else None, None
+    library = None
+    if not needs[5] and grad_excess is None:
+        library = _library(square, norm, offset, c, limit, grad)
+    if library is not None:
+        used = None if limit is None else excess
+        return *library.hyperplanes_backward(
+            grad, result, used, slope, square, norm, offset, c, limit, needs[4]
+        ), None  # fmt: skip
     two_norm = _channels(2 * norm)
     inverse_norm = 1 / two_norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
     cosh_r, sinh_r = _offset_terms(offset, norm, c)
@@ -293,8 +303,10 @@ _hyperplanes_op = differentiable(
 )
 
 
-def hyperplane_distances(inner: Tensor, square: Tensor, norm: Tensor, offset: Tensor | None, c: Tensor) -> Tensor:
-    """Signed distances to hyperplanes, times twice the lengths of the normals.
+def hyperplane_points(
+    inner: Tensor, square: Tensor, norm: Tensor, offset: Tensor | None, c: Tensor, limit: Tensor
+) -> Tensor:
+    """The points (hyperboloid chart) of a layer with hyperplanes.
 
     Parameters
     ----------
@@ -306,20 +318,12 @@ def hyperplane_distances(inner: Tensor, square: Tensor, norm: Tensor, offset: Te
         ``[K]``: lengths and offsets of the normals; no offsets are zeros.
     c : Tensor
         0-d.
+    limit : Tensor
+        0-d, bounds the squared norm of the result, see `charts.squared_limit`.
 
     Returns
     -------
     Tensor
         ``[B, K, N]``.
-    """
-    return _hyperplanes_op(inner, square, norm, offset, c, None)[0]
-
-
-def hyperplane_points(
-    inner: Tensor, square: Tensor, norm: Tensor, offset: Tensor | None, c: Tensor, limit: Tensor
-) -> Tensor:
-    """The points (hyperboloid chart) whose distances to the coordinate hyperplanes are `hyperplane_distances`.
-
-    `limit` (0-d) bounds the squared norm of the result, see `charts.squared_limit`.
     """
     return _hyperplanes_op(inner, square, norm, offset, c, limit)[0]

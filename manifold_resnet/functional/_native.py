@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -188,25 +189,51 @@ class Library:
         self._run("lift_backward", x.view(1, -1, 1), grad, x, c, cap, out, by_c)
         return out, by_c
 
-    def window_squares(self, v: Tensor, kernel: Sequence[int], geometry: Geometry, factor: float) -> Tensor:
-        """Of 1d or 2d images: the windows' sums of squares, in `conv._inner`."""
-        v = v.contiguous()
-        window = _window(v, kernel, geometry)
-        sizes = window[2:4][-len(kernel) :]
-        pixels = v.shape[0], v.shape[1], math.prod(v.shape[2:])
-        squares, out = v.new_empty(pixels[0], pixels[2]), v.new_empty(v.shape[0], 1, *sizes)
-        self._call("window_squares", v.dtype, pixels, (v, *window, factor, squares, out))
-        return out
+    def convolution_inputs(
+        self, v: Tensor, weight: Tensor, c: Tensor, scale: float | None, factor: float, window: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of 1d or 2d images, see `window`: `directions` of the kernels, their lengths; the patches' squared norms."""
+        v, weight, rows = v.contiguous(), weight.contiguous(), weight.shape[0]
+        images, channels, pixels = v.shape[0], v.shape[1], math.prod(v.shape[2:])
+        height, width = window[2:4]
+        scratch, square = v.new_empty(images, pixels), v.new_empty(images, 1, height * width)
+        normals, norm = torch.empty_like(weight), weight.new_empty(rows)
+        numbers = rows, c, -1.0 if scale is None else scale, factor
+        self._call(
+            "convolution_inputs", v.dtype, (images, channels, pixels),
+            (v, weight, *numbers, *window, scratch, normals, norm, square),
+        )  # fmt: skip
+        return normals, norm, square
 
-    def window_squares_backward(
-        self, grad: Tensor, v: Tensor, kernel: Sequence[int], geometry: Geometry, factor: float, grad_v: Tensor
-    ) -> Tensor:
-        """Add the gradient for `v` of `window_squares` to `grad_v`."""
-        grad, v, grad_v = grad.contiguous(), v.contiguous(), grad_v.contiguous()
-        window = _window(v, kernel, geometry)
-        pixels = v.shape[0], v.shape[1], math.prod(v.shape[2:])
-        self._call("window_squares_backward", v.dtype, pixels, (grad, v, *window, factor, grad_v))
-        return grad_v
+    def convolution_gradients(
+        self,
+        grad_normals: Tensor | None,
+        grad_norm: Tensor | None,
+        grad_square: Tensor,
+        grad_v: Tensor | None,
+        v: Tensor,
+        weight: Tensor,
+        c: Tensor,
+        scale: float | None,
+        factor: float,
+        window: tuple[int, ...],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Backward pass of `convolution_inputs`: adds to `grad_v`; gradients for it, the weight and c."""
+        v, weight = v.contiguous(), weight.contiguous()
+        grad_square, grad_v = grad_square.contiguous(), _contiguous(grad_v)
+        grad_weight = by_c = None
+        if grad_normals is not None:
+            grad_normals = grad_normals.contiguous()
+            grad_weight, by_c = torch.empty_like(weight), weight.new_empty(())
+        numbers = weight.shape[0], c, -1.0 if scale is None else scale, factor
+        self._call(
+            "convolution_gradients", v.dtype, (v.shape[0], v.shape[1], math.prod(v.shape[2:])),
+            (
+                grad_normals, _contiguous(grad_norm), grad_square, v, weight, *numbers, *window, grad_v, grad_weight,
+                by_c,
+            ),
+        )  # fmt: skip
+        return grad_v, grad_weight, by_c
 
     def hyperplanes(
         self,
@@ -215,42 +242,62 @@ class Library:
         norm: Tensor,
         offset: Tensor | None,
         c: Tensor,
-        limit: Tensor,
+        limit: Tensor | None,
         is_input: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`_hyperplanes._hyperplanes`, in the memory of `inner` if possible."""
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """`_hyperplanes._hyperplanes`, in the memory of `inner` if possible; no excess without `limit`."""
         inner = inner.to(square.dtype).contiguous()
         if is_input:
             inner = inner.new_empty(0).set_(inner)  # autograd does not want to see an input again
-        excess, slope = _pixels(inner), _pixels(inner)
+        pixels = inner.shape[0], inner.shape[1], square.shape[2]
+        slope = square.new_empty(pixels[0], 1, pixels[2])
+        excess = None if limit is None else torch.empty_like(slope)
         square, offset = square.contiguous(), _contiguous(offset)
-        self._run("hyperplanes", inner, inner, square, norm, offset, c, limit, inner, excess, slope)
+        self._call("hyperplanes", inner.dtype, pixels, (inner, square, norm, offset, c, limit, inner, excess, slope))
         return inner, excess, slope
 
     def hyperplanes_backward(
         self,
         grad: Tensor,
         h: Tensor,
-        excess: Tensor,
+        excess: Tensor | None,
         slope: Tensor,
         square: Tensor,
         norm: Tensor,
         offset: Tensor | None,
         c: Tensor,
-        limit: Tensor,
+        limit: Tensor | None,
         needs_c: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """Gradients for the first five arguments of `_hyperplanes._hyperplanes`."""
-        outputs = h.shape[1]
-        grad_inner, grad_square, sums = torch.empty_like(h), _pixels(h), h.new_empty(2 * outputs + 1)
-        grad, square, offset = grad.contiguous(), square.contiguous(), _contiguous(offset)
-        if excess.shape != slope.shape:
+        pixels = h.shape[0], h.shape[1], slope.shape[2]
+        outputs = pixels[1]
+        grad, h, square, offset = grad.contiguous(), h.contiguous(), square.contiguous(), _contiguous(offset)
+        grad_inner, grad_square, sums = torch.empty_like(h), torch.empty_like(slope), h.new_empty(2 * outputs + 1)
+        if excess is not None and excess.shape != slope.shape:
             excess = excess.expand_as(slope).contiguous()
-        self._run(
-            "hyperplanes_backward", h, grad, h, excess, slope, square, norm, offset, c, limit, grad_inner, grad_square,
-            sums,
+        self._call(
+            "hyperplanes_backward", h.dtype, pixels,
+            (grad, h, excess, slope, square, norm, offset, c, limit, grad_inner, grad_square, sums),
         )  # fmt: skip
-        return grad_inner, grad_square, sums[:outputs], sums[outputs:-1], sums[-1]
+        by_offset = None if offset is None else sums[outputs:-1]
+        return grad_inner, grad_square, sums[:outputs], by_offset, sums[-1] if needs_c else None
+
+    def midpoint(self, x: Tensor, c: Tensor, from_tangent: bool, to_tangent: bool) -> tuple[Tensor, Tensor]:
+        """`pooling._midpoint`."""
+        x = x.contiguous()
+        out, sums = x.new_empty(*x.shape[:2], 1), x.new_empty(x.shape[0], x.shape[1] + 1, 1)
+        self._run("midpoint", x, x, c, from_tangent, to_tangent, out, sums)
+        return out, sums
+
+    def midpoint_backward(
+        self, grad: Tensor, x: Tensor, c: Tensor, from_tangent: bool, to_tangent: bool, sums: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`pooling._midpoint_backward`; of the gradient for c one part per image."""
+        grad, x = grad.contiguous(), x.contiguous()
+        grad_x, by_c = torch.empty_like(x), x.new_empty(x.shape[0])
+        self._run("midpoint_backward", x, grad, x, c, from_tangent, to_tangent, sums, grad_x, by_c)
+        return grad_x, by_c
 
     def batch_norm(
         self,
@@ -296,7 +343,8 @@ class Library:
         tangent: bool,
         base_gain: float | None,
         cap: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        needs_c: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor | None]:
         """Gradients for the first six arguments of `_channel_norm._batch_norm`."""
         grad, h, channels = grad.contiguous(), h.contiguous(), h.shape[1]
         grad_h, scratch, gradients = (
@@ -310,8 +358,10 @@ class Library:
             "batch_norm_backward", h, grad, result, h, *given, c, limit, float(eps), tangent, *affine, xi, log, sums,
             batch_variance, grad_h, scratch, gradients,
         )  # fmt: skip
-        *by_vectors, by_c = gradients.split([channels] * 4 + [1])
-        return grad_h, *by_vectors, by_c.view(())  # type: ignore[return-value]
+        by_mean = None if mean is None else gradients[:channels]
+        by_variance = None if variance is None else gradients[channels : 2 * channels]
+        by_gain, by_center = gradients[2 * channels : 3 * channels], gradients[3 * channels : -1]
+        return grad_h, by_mean, by_variance, by_gain, by_center, gradients[-1] if needs_c else None
 
     def residual(
         self,
@@ -366,16 +416,17 @@ def _rows(weight: Tensor) -> Tensor:
     return weight.view(weight.shape[0], 1, -1)
 
 
-def _window(v: Tensor, kernel: Sequence[int], geometry: Geometry) -> list[int]:
-    """Sizes of the images and of the result, kernel, strides, paddings, dilations; all two-dimensional."""
+@lru_cache(maxsize=256)
+def window(size: tuple[int, ...], kernel: tuple[int, ...], geometry: Geometry) -> tuple[int, ...]:
+    """Sizes of 1d or 2d images and of the result, kernel, strides, paddings, dilations; all two-dimensional."""
     flat = len(kernel) == 1
-    size, kernel_size = [*[1] * flat, *v.shape[2:]], [*[1] * flat, *kernel]
+    sizes, kernel_size = [*[1] * flat, *size], [*[1] * flat, *kernel]
     strides, paddings, dilations = ([*[neutral] * flat, *g] for neutral, g in zip((1, 0, 1), geometry, strict=True))
     out = [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(size, kernel_size, strides, paddings, dilations, strict=True)
+        for n, k, s, p, d in zip(sizes, kernel_size, strides, paddings, dilations, strict=True)
     ]
-    return [*size, *out, *kernel_size, *strides, *paddings, *dilations]
+    return (*sizes, *out, *kernel_size, *strides, *paddings, *dilations)
 
 
 def _pixels(x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ from manifold_resnet.functional._hyperplanes import (
     _hyperplanes_backward,
     hyperplane_normals,
 )
-from manifold_resnet.functional._native import Geometry
+from manifold_resnet.functional._native import Geometry, Library, window
 from manifold_resnet.functional._windows import window_sum
 from manifold_resnet.functional._windows import window_sum_adjoint as _box_sum_adjoint
 from manifold_resnet.functional.charts import convert, squared_limit
@@ -120,11 +121,20 @@ def _square(v: Tensor) -> Tensor:
 
 def _patch_squares(v: Tensor, kernel: Sequence[int], factor: float, geometry: Geometry) -> Tensor:
     """The patches' squared norms times `factor`."""
-    library = native(v) if v.ndim < 5 else None
-    if library is not None:
-        return library.window_squares(v, kernel, geometry, factor)
     square = _square(v.flatten(2)).view(v.shape[0], 1, *v.shape[2:])
     return factor * _box_sum(square, kernel, geometry)
+
+
+def _product_gradients(
+    grad: Tensor, needs: tuple[bool, bool], v: Tensor, weight: Tensor, geometry: Geometry, low: torch.dtype
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients for images and kernels by the inner products."""
+    strides, paddings, dilations = geometry
+    grad_v, grad_weight, _ = torch.ops.aten.convolution_backward.default(
+        grad.to(low), v.to(low), weight.to(low), None, strides, paddings, dilations, False, [0] * len(strides), 1,
+        [*needs, False],
+    )  # fmt: skip
+    return None if grad_v is None else grad_v.to(v.dtype), None if grad_weight is None else grad_weight.to(weight.dtype)
 
 
 def _patches_backward(
@@ -138,19 +148,9 @@ def _patches_backward(
     low: torch.dtype,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients for images and kernels by the inner products and by `_patch_squares`."""
-    strides, paddings, dilations = geometry
-    grad_v, grad_weight, _ = torch.ops.aten.convolution_backward.default(
-        grad.to(low), v.to(low), weight.to(low), None, strides, paddings, dilations, False, [0] * len(strides), 1,
-        [*needs, False],
-    )  # fmt: skip
-    grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+    grad_v, grad_weight = _product_gradients(grad, needs, v, weight, geometry, low)
     if grad_v is None:
         return None, grad_weight
-    grad_v = grad_v.to(v.dtype)
-    library = native(v) if v.ndim < 5 else None
-    if library is not None:
-        grad_v = library.window_squares_backward(grad_square, v, weight.shape[2:], geometry, factor, grad_v)
-        return grad_v, grad_weight
     along = 2 * factor * _box_sum_adjoint(grad_square, v.shape[2:], weight.shape[2:], geometry)
     return grad_v.addcmul(along, v) if torch.is_grad_enabled() else grad_v.addcmul_(along, v), grad_weight
 
@@ -171,12 +171,61 @@ def _convolution(
 
     `weight` may be flat; `kernel` has its sizes in space.
     """
-    directions, norm = _directions(weight, c, scale, s)
+    library = native(v, weight, offset, c, limit) if v.ndim < 5 else None
+    if library is not None:
+        directions, norm, square = library.convolution_inputs(v, weight, c, scale, s, _span(v, kernel, geometry))
+    else:
+        directions, norm = _directions(weight, c, scale, s)
+        square = _patch_squares(v, kernel, s * s, geometry).flatten(2)
     directions = directions.view(weight.shape[0], -1, *kernel)
-    square = _patch_squares(v, kernel, s * s, geometry)
     inner = _CONV[v.ndim - 2](v.to(low), directions.to(low), None, *geometry)
-    h, excess, slope = _hyperplanes(inner.flatten(2), square.flatten(2), norm, offset, c, limit, is_input=False)
+    if library is not None:
+        return *library.hyperplanes(inner, square, norm, offset, c, limit, is_input=False), square, directions, norm
+    h, excess, slope = _hyperplanes(inner.flatten(2), square, norm, offset, c, limit, is_input=False)
     return reshaped(h, inner.shape), excess, slope, square, directions, norm
+
+
+def _span(v: Tensor, kernel: tuple[int, ...], geometry: Geometry) -> tuple[int, ...]:
+    return window(tuple(v.shape[2:]), kernel, geometry)
+
+
+def _native_gradients(
+    library: Library,
+    grad: Tensor,
+    needs: tuple[bool, ...],
+    v: Tensor,
+    weight: Tensor,
+    offset: Tensor | None,
+    c: Tensor,
+    limit: Tensor,
+    h: Tensor,
+    excess: Tensor,
+    slope: Tensor,
+    square: Tensor,
+    directions: Tensor,
+    norm: Tensor,
+    scale: float | None,
+    s: float,
+    kernel: tuple[int, ...],
+    geometry: Geometry,
+    low: torch.dtype,
+) -> tuple[Tensor | None, ...]:
+    """`_convolution_backward` with the C++ kernels."""
+    grad_inner, grad_square, grad_norm, grad_offset, grad_c = library.hyperplanes_backward(
+        grad, h, excess, slope, square, norm, offset, c, limit, needs[3]
+    )
+    grad_v = grad_weight = None
+    of_weight = needs[1] or needs[3]
+    if needs[0] or of_weight:
+        grad_v, grad_directions = _product_gradients(grad_inner, (needs[0], of_weight), v, directions, geometry, low)
+        if grad_directions is not None:
+            grad_directions = grad_directions.reshape(weight.shape)  # channels last, if the images are
+        grad_v, grad_weight, more = library.convolution_gradients(
+            grad_directions, grad_norm, grad_square, grad_v, v, weight, c, scale, s, _span(v, kernel, geometry)
+        )
+        if grad_c is not None and more is not None:
+            grad_c = grad_c + more
+    return grad_v, grad_weight, grad_offset, grad_c, None
 
 
 def _convolution_backward(
@@ -200,20 +249,28 @@ def _convolution_backward(
     low: torch.dtype,
 ) -> tuple[Tensor | None, ...]:
     grad = grads[0]
+    library = None
+    if grad is not None and grads[1] is None and not needs[4] and v.ndim < 5:
+        library = native(v, grad, weight, offset, c, limit)
+    if grad is not None and library is not None:
+        return _native_gradients(
+            library, grad, needs, v, weight, offset, c, limit, h, excess, slope, square, directions, norm, scale, s,
+            kernel, geometry, low,
+        )  # fmt: skip
     if torch.is_grad_enabled():  # a second derivative goes through these as well
         directions, norm = _directions(weight, c, scale, s)
         directions = directions.view(weight.shape[0], -1, *kernel)
-        square = _patch_squares(v, kernel, s * s, geometry)
+        square = _patch_squares(v, kernel, s * s, geometry).flatten(2)
     grad_inner, grad_square, grad_norm, grad_offset, grad_c, grad_limit = _hyperplanes_backward(
         (None if grad is None else grad.flatten(2), grads[1]), (True, True, needs[1] or needs[3], *needs[2:]), None,
-        square.flatten(2), norm, offset, c, limit, h.flatten(2), excess, slope,
+        square, norm, offset, c, limit, h.flatten(2), excess, slope,
     )  # fmt: skip
     grad_v = grad_weight = None
     of_weight = needs[1] or needs[3]
     if grad_inner is not None and grad_square is not None and (needs[0] or of_weight):
         grad_v, grad_directions = _patches_backward(
-            grad_inner.view(h.shape), grad_square.view(square.shape), (needs[0], of_weight), v, directions, s * s,
-            geometry, low,
+            grad_inner.view(h.shape), grad_square.view(h.shape[0], 1, *h.shape[2:]), (needs[0], of_weight), v,
+            directions, s * s, geometry, low,
         )  # fmt: skip
         if grad_directions is not None:
             grad_directions = grad_directions.reshape(weight.shape)  # channels last, if the images are
@@ -255,6 +312,36 @@ def check_groups(groups: int, inputs: int, outputs: int) -> None:
         )
 
 
+def _hashable(value: int | str | Sequence[int]) -> int | str | tuple[int, ...]:
+    return value if isinstance(value, (int, str)) or not isinstance(value, Sequence) else tuple(value)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _plan(
+    size: tuple[int, ...],
+    shape: tuple[int, ...],
+    stride: int | tuple[int, ...],
+    padding: int | str | tuple[int, ...],
+    dilation: int | tuple[int, ...],
+) -> tuple[list[int] | None, Geometry, float]:
+    """Checked arguments: what to pad with beforehand, if sides differ; the geometry; and the factor of beta_ratio."""
+    spatial, kernel = len(shape) - 2, shape[2:]
+    strides = _per_dim(stride, spatial, "stride", 1)
+    dilations = _per_dim(dilation, spatial, "dilation", 1)
+    paddings = _paddings(padding, kernel, strides, dilations)
+    for n, k, d, (p, q) in zip(size, kernel, dilations, paddings, strict=True):
+        if n + p + q < d * (k - 1) + 1:
+            raise ValueError(
+                f"kernel of size {kernel} with dilation {dilations} is larger than the padded input of spatial size "
+                f"{size}: use a larger image, or more padding"
+            )
+    uneven = None
+    if any(p != q for p, q in paddings):
+        uneven = [side for pair in reversed(paddings) for side in pair]
+        paddings = [(0, 0)] * spatial
+    return uneven, (strides, tuple(p for p, _ in paddings), dilations), beta_ratio(shape[1], math.prod(kernel))
+
+
 def convolve(
     x: Tensor,
     weight: Tensor,
@@ -277,33 +364,21 @@ def convolve(
     `scale`.
     """
     shape = tuple(weight.shape) if shape is None else shape
-    spatial = check_images(x, shape, groups)
+    check_images(x, shape, groups)
     check_offsets(bias, shape[0])
-    kernel = shape[2:]
-    strides = _per_dim(stride, spatial, "stride", 1)
-    dilations = _per_dim(dilation, spatial, "dilation", 1)
-    paddings = _paddings(padding, kernel, strides, dilations)
-    for size, k, d, (p, q) in zip(x.shape[2:], kernel, dilations, paddings, strict=True):
-        if size + p + q < d * (k - 1) + 1:
-            raise ValueError(
-                f"kernel of size {kernel} with dilation {dilations} is larger than the padded input of spatial size "
-                f"{tuple(x.shape[2:])}: use a larger image, or more padding"
-            )
+    plan = _plan.__wrapped__ if torch.compiler.is_compiling() else _plan
+    paddings, geometry, s = plan(tuple(x.shape[2:]), shape, *map(_hashable, (stride, padding, dilation)))
 
     x = full_precision(x)
     c = curvature(c, x)
     weight = full_precision(weight, "weight")
     check_same_dtype(x, weight)
     v = convert(x, in_chart, "tangent", c=c, dim=1)
-    if any(p != q for p, q in paddings):
-        v = F.pad(v, [side for pair in reversed(paddings) for side in pair])
-        paddings = [(0, 0)] * spatial
-
-    s = beta_ratio(shape[1], math.prod(kernel))
-    geometry = (strides, tuple(p for p, _ in paddings), dilations)
+    if paddings is not None:
+        v = F.pad(v, paddings)
     if groups == 1:
         limit = squared_limit(c, v, max_distance, summands)
-        return _convolution_op(v, weight, bias, c, limit, scale, s, kernel, geometry, _low_precision(v))[0]
+        return _convolution_op(v, weight, bias, c, limit, scale, s, shape[2:], geometry, _low_precision(v))[0]
     normals, norm = hyperplane_normals(weight.view(shape), c, scale, s)
     inner, square = grouped_inner(v, normals, s * s, geometry, None, groups, _low_precision(v))
     return points_of(inner, square, norm, bias, c, v, max_distance, summands)

@@ -214,9 +214,10 @@ template <typename T> void square(Shape d, int threads, const T* v, T* out) {
   });
 }
 
-template <typename T>
-void points(Shape d, int threads, const T* inner, const T* square, const T* two_norm, const T* cosh_r, const T* sinh_r,
-            T c, T limit, T* out, T* excess, T* slope) {
+// Distances to hyperplanes, or (with Points) the points that have these, with a bound; excess is theirs
+template <typename T, bool Points>
+void hyperplanes(Shape d, int threads, const T* inner, const T* square, const T* two_norm, const T* cosh_r,
+                 const T* sinh_r, T c, T limit, T* out, T* excess, T* slope) {
   const T root_c = std::sqrt(c), end = sinh_end(c);
   for_blocks(d, threads, 0, nullptr, [=](int64_t b, int64_t first, int64_t count, double*) {
     T e[W], cosh[W], s[W] = {};
@@ -234,37 +235,43 @@ void points(Shape d, int threads, const T* inner, const T* square, const T* two_
       T* h = out + (b * d.channels + k) * d.pixels + first;
       const T p = two_norm[k], cr = cosh_r[k], sr = sinh_r[k];
       SIMD for (int64_t i = 0; i < count; ++i) {
-        const T q = a[i] * (e[i] * cr) - cosh[i] * sr;
-        T sinh, unused;
-        sinh_cosh(clamp(p * asinh(q, std::sqrt(1 + q * q)), Format<T>::sinh_limit), sinh, unused);
-        h[i] = sinh;
-        s[i] += sinh * sinh;
+        const T q = a[i] * (e[i] * cr) - cosh[i] * sr, y = p * asinh(q, std::sqrt(1 + q * q));
+        if constexpr (Points) {
+          T sinh, unused;
+          sinh_cosh(clamp(y, Format<T>::sinh_limit), sinh, unused);
+          h[i] = sinh;
+          s[i] += sinh * sinh;
+        } else {
+          h[i] = y / root_c;
+        }
       }
     }
-    T most = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      excess[pixel + i] = s[i] > limit ? std::sqrt(s[i] / limit) : T(1);
-      most = s[i] > most ? s[i] : most;
-    }
-    if (!(most > limit)) return;
-    for (int64_t k = 0; k < d.channels; ++k) {
-      T* h = out + (b * d.channels + k) * d.pixels + first;
-      for (int64_t i = 0; i < count; ++i) h[i] /= excess[pixel + i];
+    if constexpr (Points) {
+      T most = 0;
+      for (int64_t i = 0; i < count; ++i) {
+        excess[pixel + i] = s[i] > limit ? std::sqrt(s[i] / limit) : T(1);
+        most = s[i] > most ? s[i] : most;
+      }
+      if (!(most > limit)) return;
+      for (int64_t k = 0; k < d.channels; ++k) {
+        T* h = out + (b * d.channels + k) * d.pixels + first;
+        for (int64_t i = 0; i < count; ++i) h[i] /= excess[pixel + i];
+      }
     }
   });
 }
 
-// sums: [K] for the norms, [K] of q grad_q, [K] of cosh grad_q, [1] c times that for c
-template <typename T>
-void points_backward(Shape d, int threads, const T* grad, const T* h, const T* excess, const T* slope, const T* square,
-                     const T* two_norm, const T* inverse_norm, const T* cosh_r, const T* sinh_r, T c, T limit,
-                     T* grad_inner, T* grad_square, double* sums) {
+// sums: [K] for the norms, [K] of q grad_q, [K] of cosh grad_q, [1] c times that for c; `out` is what went out
+template <typename T, bool Points>
+void hyperplanes_backward(Shape d, int threads, const T* grad, const T* out, const T* excess, const T* slope,
+                          const T* square, const T* two_norm, const T* inverse_norm, const T* cosh_r, const T* sinh_r,
+                          T c, T limit, T* grad_inner, T* grad_square, double* sums) {
   const int64_t K = d.channels;
   const T root_c = std::sqrt(c), reach = std::sinh(Format<T>::sinh_limit) * T(1 - 1e-5), end = sinh_end(c);
   for_blocks(d, threads, 3 * K + 1, sums, [=](int64_t b, int64_t first, int64_t count, double* sum) {
-    T along[W] = {}, by_grad[W], by_h[W], cosh[W], along_q[W] = {}, along_sinh[W] = {};
+    T along[W] = {}, by_grad[W], by_out[W], cosh[W], along_q[W] = {}, along_sinh[W] = {};
     const int64_t pixel = b * d.pixels + first;
-    const T* excess_b = excess + pixel;
+    const T* excess_b = Points ? excess + pixel : nullptr;
     const T* slope_b = slope + pixel;
     const T* square_b = square + pixel;
     T* grad_square_b = grad_square + pixel;
@@ -275,27 +282,37 @@ void points_backward(Shape d, int threads, const T* grad, const T* h, const T* e
     for (int64_t k = 0; k < K; ++k) {
       const int64_t at = (b * K + k) * d.pixels + first;
       const T* grad_k = grad + at;
-      const T* h_k = h + at;
-      SIMD for (int64_t i = 0; i < count; ++i) along[i] += grad_k[i] * h_k[i];
+      const T* out_k = out + at;
+      SIMD for (int64_t i = 0; i < count; ++i) along[i] += grad_k[i] * out_k[i];
     }
     SIMD for (int64_t i = 0; i < count; ++i) {
-      const T x = excess_b[i], e = slope_b[i];
-      by_grad[i] = 1 / x;
-      by_h[i] = -(x > 1 ? T(1) / limit_ : T(0)) * along[i] * by_grad[i];
+      const T e = slope_b[i];
+      if constexpr (Points) {
+        const T x = excess_b[i];
+        by_grad[i] = 1 / x;
+        by_out[i] = -(x > 1 ? T(1) / limit_ : T(0)) * along[i] * by_grad[i];
+      }
       cosh[i] = std::sqrt(1 + e * e * square_b[i]);
     }
     for (int64_t k = 0; k < K; ++k) {
       const int64_t at = (b * K + k) * d.pixels + first;
       const T* grad_k = grad + at;
-      const T* h_k = h + at;
+      const T* out_k = out + at;
       T* grad_inner_k = grad_inner + at;
       const T p = two_norm[k], inverse = inverse_norm[k], cr = cosh_r[k], sr = sinh_r[k];
       T by_norm = 0, by_q = 0, by_cosh = 0;
       _Pragma("omp simd reduction(+ : by_norm, by_q, by_cosh)") for (int64_t i = 0; i < count; ++i) {
-        const T raw = h_k[i] * excess_b[i], root = std::sqrt(1 + raw * raw);
-        const T within = std::abs(raw) < reach_ ? T(1) : T(0);
-        const T grad_y = (by_grad[i] * grad_k[i] + by_h[i] * h_k[i]) * root * within;
-        const T asinh_q = clamp(asinh(raw, root) * inverse, Format<T>::overflow);
+        T y, grad_y;  // sqrt(c) times the distance
+        if constexpr (Points) {
+          const T raw = out_k[i] * excess_b[i], root = std::sqrt(1 + raw * raw);
+          const T within = std::abs(raw) < reach_ ? T(1) : T(0);
+          grad_y = (by_grad[i] * grad_k[i] + by_out[i] * out_k[i]) * root * within;
+          y = asinh(raw, root);
+        } else {
+          y = out_k[i] * root_c_;
+          grad_y = grad_k[i] / root_c_;
+        }
+        const T asinh_q = clamp(y * inverse, Format<T>::overflow);
         T q, cosh_q;
         sinh_cosh(asinh_q, q, cosh_q);
         const T grad_q = grad_y * p / cosh_q;
@@ -320,6 +337,7 @@ void points_backward(Shape d, int threads, const T* grad, const T* h, const T* e
       const T grad_x = 2 * root_c_ * grad_slope / e * derivative - T(0.25) / root_c_ * along_sinh[i] * e;
       grad_square_b[i] = outside ? -T(0.5) * grad_slope / beyond : 4 * c_ * grad_x;
       by_c += outside ? T(0) : grad_x * x + T(0.5) * grad_slope;
+      if constexpr (!Points) by_c -= T(0.5) * along[i];
     }
     sum[3 * K] += by_c;
   });
@@ -796,13 +814,18 @@ void residual_backward(Shape d, int threads, const T* grad, const T* result, con
 
 // -- layers: the passes above and the arithmetic between them ---------------------------------------------
 
+template <typename T> inline double exact_dot(int64_t n, const T* a, const T* b) {
+  double sum = 0;
+  _Pragma("omp simd reduction(+ : sum)") for (int64_t i = 0; i < n; ++i) sum += double(a[i]) * b[i];
+  return sum;
+}
+
 // Directions (times factor) and lengths of hyperplane normals (_hyperplanes._directions)
 template <typename T>
 void directions(int64_t rows, int64_t n, const T* weight, double c, double scale, double factor, T* out, T* norm) {
   const double eps = sizeof(T) == 4 ? 1.1920929e-07 : 2.220446049250313e-16, most = (1 - 2 * eps) * (1 - 2 * eps);
   for (int64_t k = 0; k < rows; ++k) {
-    double s = 0;
-    for (int64_t i = 0; i < n; ++i) s += double(weight[k * n + i]) * weight[k * n + i];
+    const double s = exact_dot(n, weight + k * n, weight + k * n);
     const double radius = std::sqrt(s), inverse = factor / std::max(radius, double(Format<T>::tiny));
     for (int64_t i = 0; i < n; ++i) out[k * n + i] = T(weight[k * n + i] * inverse);
     const double t = std::sqrt(std::min(c * s, most));
@@ -817,11 +840,7 @@ void directions_backward(int64_t rows, int64_t n, const T* grad, const T* grad_n
   *by_c = 0;
   for (int64_t k = 0; k < rows; ++k) {
     const T *w = weight + k * n, *g = grad ? grad + k * n : nullptr;
-    double s = 0, along = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      s += double(w[i]) * w[i];
-      if (g) along += double(g[i]) * w[i];
-    }
+    const double s = exact_dot(n, w, w), along = g ? exact_dot(n, g, w) : 0;
     const double radius = std::sqrt(s), inverse = 1 / std::max(radius, double(Format<T>::tiny));
     double slope = grad_norm ? grad_norm[k] : 0;
     if (scale >= 0) {
@@ -849,20 +868,16 @@ inline double lift_factor(double s, double c, double cap, double& by_s, double& 
 }
 
 template <typename T> void lift(int64_t n, const T* x, double c, double cap, T* out) {
-  double s = 0, unused, unused_too;
-  for (int64_t i = 0; i < n; ++i) s += double(x[i]) * x[i];
-  const double factor = lift_factor(s, c, cap, unused, unused_too);
+  double unused, unused_too;
+  const double factor = lift_factor(exact_dot(n, x, x), c, cap, unused, unused_too);
   for (int64_t i = 0; i < n; ++i) out[i] = T(factor * x[i]);
 }
 
 template <typename T>
 void lift_backward(int64_t n, const T* grad, const T* x, double c, double cap, T* out, double* by_c) {
-  double s = 0, along = 0, f_s, f_c;
-  for (int64_t i = 0; i < n; ++i) {
-    s += double(x[i]) * x[i];
-    along += double(grad[i]) * x[i];
-  }
-  const double factor = lift_factor(s, c, cap, f_s, f_c);
+  const double along = exact_dot(n, grad, x);
+  double f_s, f_c;
+  const double factor = lift_factor(exact_dot(n, x, x), c, cap, f_s, f_c);
   for (int64_t i = 0; i < n; ++i) out[i] = T(factor * grad[i] + 2 * f_s * along * x[i]);
   *by_c = f_c * along;
 }
@@ -946,16 +961,27 @@ template <typename T> struct Hyperplanes {
   }
 };
 
+// A layer's distances to hyperplanes, or, with a limit, points
+template <typename T>
+void hyperplane_layer(Shape d, int threads, const T* inner, const T* square, const T* norm, const T* offset, T c,
+                      const T* limit, T* out, T* excess, T* slope) {
+  const Hyperplanes<T> p(d.channels, norm, offset, c);
+  auto pass = limit ? hyperplanes<T, true> : hyperplanes<T, false>;
+  pass(d, threads, inner, square, p.two_norm.data(), p.cosh_r.data(), p.sinh_r.data(), c, limit ? *limit : T(0), out,
+       excess, slope);
+}
+
 // sums: [K] for the norms, [K] for the offsets, [1] for c
 template <typename T>
-void hyperplanes_backward(Shape d, int threads, const T* grad, const T* h, const T* excess, const T* slope,
-                          const T* square, const T* norm, const T* offset, T c, T limit, T* grad_inner, T* grad_square,
-                          double* sums) {
+void hyperplane_layer_backward(Shape d, int threads, const T* grad, const T* out, const T* excess, const T* slope,
+                               const T* square, const T* norm, const T* offset, T c, const T* limit, T* grad_inner,
+                               T* grad_square, double* sums) {
   const int64_t K = d.channels;
   const Hyperplanes<T> p(K, norm, offset, c);
   std::vector<double> raw(static_cast<size_t>(3 * K + 1));
-  points_backward(d, threads, grad, h, excess, slope, square, p.two_norm.data(), p.inverse_norm.data(),
-                  p.cosh_r.data(), p.sinh_r.data(), c, limit, grad_inner, grad_square, raw.data());
+  auto pass = limit ? hyperplanes_backward<T, true> : hyperplanes_backward<T, false>;
+  pass(d, threads, grad, out, excess, slope, square, p.two_norm.data(), p.inverse_norm.data(), p.cosh_r.data(),
+       p.sinh_r.data(), c, limit ? *limit : T(0), grad_inner, grad_square, raw.data());
   const double root_c = std::sqrt(double(c)), reach = 0.5 * Format<T>::sinh_limit;
   sums[2 * K] = raw[3 * K] / c;
   for (int64_t k = 0; k < K; ++k) {
@@ -974,6 +1000,107 @@ inline double normalised(int64_t C, const double* sums, double* mean) {
   const double r = 1 / std::sqrt(1 + excess * (1 + sums[C] + time));
   for (int64_t k = 0; k < C; ++k) mean[k] = r * sums[k];
   return r;
+}
+
+// f(image) for all images
+template <typename F> void for_images(Shape d, int threads, const F& f) {
+  for_blocks({d.images, (d.channels * d.pixels + W - 1) / W, W}, threads, 0, nullptr,
+             [&](int64_t b, int64_t, int64_t, double*) { f(b); });
+}
+
+// The midpoint of each image's pixels [B, C] (pooling._midpoint); sums [B, C + 1]: means of the points, and of their
+// time parts minus one
+template <typename T>
+void midpoint(Shape d, int threads, const T* x, T c, bool from_tangent, bool to_tangent, T* out, T* sums) {
+  const int64_t C = d.channels;
+  const T root_c = std::sqrt(c);
+  for_images(d, threads, [=](int64_t b) {
+    std::vector<double> sum(static_cast<size_t>(C + 1), 0.0), mean(static_cast<size_t>(C));
+    for (int64_t first = 0; first < d.pixels; first += W) {
+      const int64_t count = std::min(W, d.pixels - first);
+      T s[W] = {}, factor[W], unused[W], unused_too[W], total = 0;
+      for (int64_t k = 0; k < C; ++k) {
+        const T* x_k = x + (b * C + k) * d.pixels + first;
+        SIMD for (int64_t i = 0; i < count; ++i) s[i] += x_k[i] * x_k[i];
+      }
+      shortcut_factor(count, root_c, from_tangent, s, factor, unused, unused_too);
+      for (int64_t k = 0; k < C; ++k) {
+        const T* x_k = x + (b * C + k) * d.pixels + first;
+        T part = 0;
+        _Pragma("omp simd reduction(+ : part)") for (int64_t i = 0; i < count; ++i) part += factor[i] * x_k[i];
+        sum[k] += part;
+      }
+      _Pragma("omp simd reduction(+ : total)") for (int64_t i = 0; i < count; ++i) {
+        const T square = factor[i] * factor[i] * s[i];
+        total += square / (1 + std::sqrt(1 + square));
+      }
+      sum[C] += total;
+    }
+    for (double& v : sum) v /= double(d.pixels);
+    normalised(C, sum.data(), mean.data());
+    double s = 0;
+    for (int64_t k = 0; k < C; ++k) s += mean[k] * mean[k];
+    const double factor = to_tangent ? 0.5 / std::sqrt(double(c)) * asinhc(s, std::sqrt(1 + s)) : 1;
+    for (int64_t k = 0; k < C; ++k) out[b * C + k] = T(factor * mean[k]);
+    std::copy(sum.begin(), sum.end(), sums + b * (C + 1));
+  });
+}
+
+// by_c: [B]
+template <typename T>
+void midpoint_backward(Shape d, int threads, const T* grad, const T* x, T c, bool from_tangent, bool to_tangent,
+                       const T* sums, T* grad_x, T* by_c) {
+  const int64_t C = d.channels;
+  const T root_c = std::sqrt(c);
+  for_images(d, threads, [=](int64_t b) {
+    const T* g = grad + b * C;
+    std::vector<double> sum(sums + b * (C + 1), sums + (b + 1) * (C + 1)), mean(static_cast<size_t>(C));
+    const double r = normalised(C, sum.data(), mean.data());
+    double s_mean = 0, along = 0, total_c = 0, f = 1, f_s = 0;
+    for (int64_t k = 0; k < C; ++k) {
+      s_mean += mean[k] * mean[k];
+      along += g[k] * mean[k];
+    }
+    if (to_tangent) {
+      const double half = 0.5 / std::sqrt(double(c)), root = std::sqrt(1 + s_mean), value = asinhc(s_mean, root);
+      f = half * value;
+      f_s = half * asinhc_derivative(s_mean, value, root);
+      total_c = -0.5 * f / c * along;
+    }
+    // the gradient for the mean, f grad + 2 f_s along mean, then that for the sums
+    double along_sum = 0;
+    for (int64_t k = 0; k < C; ++k) along_sum += (f * g[k] + 2 * f_s * along * mean[k]) * sum[k];
+    along_sum *= r * r * r;
+    std::vector<T> by_point(static_cast<size_t>(C));
+    for (int64_t k = 0; k < C; ++k)
+      by_point[k] = T((r * (f * g[k] + 2 * f_s * along * mean[k]) + along_sum * sum[k]) / double(d.pixels));
+    const T by_excess = T(-along_sum * (1 + sum[C]) / double(d.pixels));
+    for (int64_t first = 0; first < d.pixels; first += W) {
+      const int64_t count = std::min(W, d.pixels - first);
+      T s[W] = {}, inner[W] = {}, factor[W], by_s[W], by_root[W], to_x[W], total = 0;
+      for (int64_t k = 0; k < C; ++k) {
+        const T* x_k = x + (b * C + k) * d.pixels + first;
+        SIMD for (int64_t i = 0; i < count; ++i) {
+          s[i] += x_k[i] * x_k[i];
+          inner[i] += by_point[k] * x_k[i];
+        }
+      }
+      shortcut_factor(count, root_c, from_tangent, s, factor, by_s, by_root);
+      _Pragma("omp simd reduction(+ : total)") for (int64_t i = 0; i < count; ++i) {
+        const T by_h = by_excess * factor[i] / std::sqrt(1 + factor[i] * factor[i] * s[i]);
+        const T along_x = inner[i] + by_h * s[i];  // of x and the gradient for the point
+        to_x[i] = factor[i] * by_h + 2 * by_s[i] * along_x;
+        total += by_root[i] * along_x;
+      }
+      for (int64_t k = 0; k < C; ++k) {
+        const T* x_k = x + (b * C + k) * d.pixels + first;
+        T* out = grad_x + (b * C + k) * d.pixels + first;
+        SIMD for (int64_t i = 0; i < count; ++i) out[i] = factor[i] * by_point[k] + to_x[i] * x_k[i];
+      }
+      total_c += total;
+    }
+    by_c[b] = T(total_c);
+  });
 }
 
 template <typename T> std::vector<T> converted(const double* x, int64_t count) {
@@ -1236,24 +1363,38 @@ template <typename T> class Sums {
                                          T* by_c) {                                                                \
     lift_backward<T>(channels, grad, x, *c, cap, out, Sums<T>(1, by_c));                                           \
   }                                                                                                                \
-  extern "C" void window_squares_##SUFFIX(SHAPE, const T* v, WINDOW, double factor, T* squares, T* out) {          \
-    window_squares<T>(DIMS, v, WINDOW_OF, T(factor), squares, out);                                                \
+  extern "C" void convolution_inputs_##SUFFIX(SHAPE, const T* v, const T* weight, int64_t rows, const T* c,        \
+                                              double scale, double factor, WINDOW, T* scratch, T* normals, T* norm,\
+                                              T* sq) {                                                             \
+    directions<T>(rows, channels * kh * kw, weight, *c, scale, factor, normals, norm);                             \
+    window_squares<T>(DIMS, v, WINDOW_OF, T(factor * factor), scratch, sq);                                        \
   }                                                                                                                \
-  extern "C" void window_squares_backward_##SUFFIX(SHAPE, const T* grad, const T* v, WINDOW, double factor,        \
-                                                   T* grad_v) {                                                    \
-    window_squares_backward<T>(DIMS, grad, v, WINDOW_OF, T(factor), grad_v);                                       \
+  extern "C" void convolution_gradients_##SUFFIX(SHAPE, const T* grad_normals, const T* grad_norm,                 \
+                                                 const T* grad_square, const T* v, const T* weight, int64_t rows,  \
+                                                 const T* c, double scale, double factor, WINDOW, T* grad_v,       \
+                                                 T* grad_weight, T* by_c) {                                        \
+    if (grad_v) window_squares_backward<T>(DIMS, grad_square, v, WINDOW_OF, T(factor * factor), grad_v);           \
+    if (grad_weight)                                                                                               \
+      directions_backward<T>(rows, channels * kh * kw, grad_normals, grad_norm, weight, *c, scale, factor,         \
+                             grad_weight, Sums<T>(1, by_c));                                                       \
   }                                                                                                                \
   extern "C" void hyperplanes_##SUFFIX(SHAPE, const T* inner, const T* sq, const T* norm, const T* offset,         \
                                        const T* c, const T* limit, T* out, T* excess, T* slope) {                  \
-    const Hyperplanes<T> p(channels, norm, offset, *c);                                                            \
-    points<T>(DIMS, inner, sq, p.two_norm.data(), p.cosh_r.data(), p.sinh_r.data(), *c, *limit, out, excess,       \
-              slope);                                                                                              \
+    hyperplane_layer<T>(DIMS, inner, sq, norm, offset, *c, limit, out, excess, slope);                             \
   }                                                                                                                \
   extern "C" void hyperplanes_backward_##SUFFIX(SHAPE, const T* grad, const T* h, const T* excess, const T* slope, \
                                                 const T* sq, const T* norm, const T* offset, const T* c,           \
                                                 const T* limit, T* grad_inner, T* grad_square, T* sums) {          \
-    hyperplanes_backward<T>(DIMS, grad, h, excess, slope, sq, norm, offset, *c, *limit, grad_inner, grad_square,   \
-                            Sums<T>(2 * channels + 1, sums));                                                      \
+    hyperplane_layer_backward<T>(DIMS, grad, h, excess, slope, sq, norm, offset, *c, limit, grad_inner,            \
+                                 grad_square, Sums<T>(2 * channels + 1, sums));                                    \
+  }                                                                                                                \
+  extern "C" void midpoint_##SUFFIX(SHAPE, const T* x, const T* c, int64_t from_tangent, int64_t to_tangent, T* out,\
+                                    T* sums) {                                                                     \
+    midpoint<T>(DIMS, x, *c, from_tangent, to_tangent, out, sums);                                                 \
+  }                                                                                                                \
+  extern "C" void midpoint_backward_##SUFFIX(SHAPE, const T* grad, const T* x, const T* c, int64_t from_tangent,   \
+                                             int64_t to_tangent, const T* sums, T* grad_x, T* by_c) {              \
+    midpoint_backward<T>(DIMS, grad, x, *c, from_tangent, to_tangent, sums, grad_x, by_c);                         \
   }                                                                                                                \
   extern "C" void batch_norm_##SUFFIX(SHAPE, const T* h, const T* mean, const T* variance, const T* gain,          \
                                       const T* center, const T* c, const T* limit, double eps, int64_t tangent,    \

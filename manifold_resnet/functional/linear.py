@@ -21,31 +21,82 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manifold_resnet.functional._autograd import differentiable
+from manifold_resnet.functional._autograd import differentiable, reshaped
 from manifold_resnet.functional._checks import (
     Chart,
     check_chart,
     check_max_distance,
     curvature,
     full_precision,
-    without_autocast,
 )
-from manifold_resnet.functional._hyperplanes import hyperplane_distances, hyperplane_normals, hyperplane_points
+from manifold_resnet.functional._hyperplanes import (
+    _directions,
+    _directions_backward,
+    _hyperplanes,
+    _hyperplanes_backward,
+)
 from manifold_resnet.functional.charts import convert, squared_limit
 
 
-def _squared_norm(v: Tensor, dim: int) -> Tensor:
-    return (v * v).sum(dim, keepdim=True)
+def _linear(
+    v: Tensor, weight: Tensor, offset: Tensor | None, c: Tensor, limit: Tensor | None, scale: float | None
+) -> tuple[Tensor, ...]:
+    """Distances or, with `limit`, points; and what the backward pass needs beside them.
+
+    That is excess, slope, squares, directions and lengths.
+    """
+    directions, norm = _directions(weight, c, scale, 1.0)
+    rows = v.reshape(-1, v.shape[-1])
+    square = (rows * rows).sum(1).view(-1, 1, 1)
+    inner = F.linear(rows, directions).unsqueeze(2)
+    result, excess, slope = _hyperplanes(inner, square, norm, offset, c, limit, is_input=False)
+    return reshaped(result, (*v.shape[:-1], weight.shape[0])), excess, slope, square, directions, norm
 
 
-def _squared_norm_backward(grad: Tensor, needs: tuple[bool, ...], v: Tensor, dim: int) -> tuple[Tensor]:
-    return (2 * grad * v,)
+def _linear_backward(
+    grads: tuple[Tensor | None, ...],
+    needs: tuple[bool, ...],
+    v: Tensor,
+    weight: Tensor,
+    offset: Tensor | None,
+    c: Tensor,
+    limit: Tensor | None,
+    result: Tensor,
+    excess: Tensor,
+    slope: Tensor,
+    square: Tensor,
+    directions: Tensor,
+    norm: Tensor,
+    scale: float | None,
+) -> tuple[Tensor | None, ...]:
+    rows = v.reshape(-1, v.shape[-1])
+    if torch.is_grad_enabled():  # a second derivative goes through these as well
+        directions, norm = _directions(weight, c, scale, 1.0)
+        square = (rows * rows).sum(1).view(-1, 1, 1)
+    flat = -1, weight.shape[0], 1
+    of_weight = needs[1] or needs[3]
+    grad_inner, grad_square, grad_norm, grad_offset, grad_c, grad_limit = _hyperplanes_backward(
+        (None if grads[0] is None else grads[0].reshape(flat), grads[1]), (True, True, of_weight, *needs[2:]), None,
+        square, norm, offset, c, limit, result.view(flat), excess, slope,
+    )  # fmt: skip
+    grad_v = grad_weight = None
+    if grad_inner is not None and grad_square is not None:
+        grad_inner = grad_inner.squeeze(2)
+        if needs[0]:
+            grad_v = torch.addcmul(grad_inner @ directions, grad_square.squeeze(2), rows, value=2).view(v.shape)
+        if of_weight:
+            grad_weight, more = _directions_backward(
+                (grad_inner.t() @ rows, grad_norm), needs[1::2], weight, c, scale, 1.0
+            )
+            grad_c = grad_c if grad_c is None or more is None else grad_c + more
+    return grad_v, grad_weight, grad_offset, grad_c, grad_limit
 
 
-squared_norm = differentiable(_squared_norm, _squared_norm_backward, tensors=1)
+_linear_op = differentiable(_linear, _linear_backward, tensors=5, keep_outputs=True, auxiliary=4)
 
 
 def check_same_dtype(x: Tensor, weight: Tensor) -> None:
@@ -63,15 +114,10 @@ def check_offsets(bias: Tensor | None, outputs: int) -> None:
         raise ValueError(f"bias must hold one offset per hyperplane, shape ({outputs},), got {tuple(bias.shape)}")
 
 
-def _products(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    c: Tensor | float,
-    in_chart: Chart,
-    scale: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-    """What `hyperplane_distances` takes, for each point as an image of one pixel."""
+def _checked(
+    x: Tensor, weight: Tensor, bias: Tensor | None, c: Tensor | float, in_chart: Chart
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Tangent vectors, and the other arguments as `_linear` takes them."""
     if weight.ndim != 2:
         raise ValueError(f"weight must have shape (outputs, features), got {tuple(weight.shape)}")
     if x.shape[-1:] != weight.shape[1:]:
@@ -84,11 +130,7 @@ def _products(
     c = curvature(c, x)
     weight = full_precision(weight, "weight")
     check_same_dtype(x, weight)
-    v = convert(x, in_chart, "tangent", c=c)
-    normals, norm = hyperplane_normals(weight, c, scale)
-    with without_autocast(v):  # so small a product is not worth the loss of digits
-        inner = F.linear(v, normals)
-    return inner.reshape(-1, inner.shape[-1], 1), squared_norm(v, -1).reshape(-1, 1, 1), norm, bias, c
+    return convert(x, in_chart, "tangent", c=c), weight, bias, c
 
 
 def distances(
@@ -106,7 +148,7 @@ def distances(
         if not -x.ndim <= dim < x.ndim or x.shape[dim] != weight.shape[-1]:
             raise ValueError(f"x must have {weight.shape[-1]} features in dim={dim}, got x of shape {tuple(x.shape)}")
         return distances(x.movedim(dim, -1), weight, bias, c=c, in_chart=in_chart, scale=scale).movedim(-1, dim)
-    return hyperplane_distances(*_products(x, weight, bias, c, in_chart, scale)).view(*x.shape[:-1], weight.shape[0])
+    return _linear_op(*_checked(x, weight, bias, c, in_chart), None, scale)[0]
 
 
 def transform(
@@ -124,9 +166,9 @@ def transform(
 
     See `squared_limit` for `summands`, and `hyperplane_normals` for `scale`.
     """
-    products = _products(x, weight, bias, c, in_chart, scale)
-    limit = squared_limit(c, products[0], max_distance, summands)
-    return hyperplane_points(*products, limit).view(*x.shape[:-1], weight.shape[0])
+    arguments = _checked(x, weight, bias, c, in_chart)
+    limit = squared_limit(c, arguments[0], max_distance, summands)
+    return _linear_op(*arguments, limit, scale)[0]
 
 
 def poincare_mlr(

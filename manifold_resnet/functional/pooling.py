@@ -2,16 +2,84 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from manifold_resnet.functional._autograd import differentiable
+from manifold_resnet.functional._backend import native
 from manifold_resnet.functional._checks import Chart, check_chart, curvature, full_precision
-from manifold_resnet.functional.charts import convert
-from manifold_resnet.functional.midpoint import normalise_mean, time_excess
+from manifold_resnet.functional.charts import _cap, _radial, _radial_backward, convert
+from manifold_resnet.functional.midpoint import (
+    _excess,
+    _excess_backward,
+    _normalise,
+    _normalise_backward,
+    normalise_mean,
+    time_excess,
+)
 
 Size = int | tuple[int, int]
+
+
+def _to(x: Tensor, c: Tensor, src: Chart, dst: Chart) -> Tensor:
+    return x if src == dst else _radial(x, c, src, dst, math.inf, _cap(src, dst, x.dtype), 1, False)
+
+
+def _to_backward(
+    grad: Tensor, needs: tuple[bool, bool], x: Tensor, c: Tensor, src: Chart, dst: Chart
+) -> tuple[Tensor | None, Tensor | None]:
+    if src == dst:
+        return grad, None
+    return _radial_backward(grad, needs, x, c, src, dst, math.inf, _cap(src, dst, x.dtype), 1, False)
+
+
+def _means(h: Tensor) -> tuple[Tensor, Tensor]:
+    return h.mean(2, keepdim=True), _excess(h, 1).mean(2, keepdim=True)
+
+
+def _midpoint(x: Tensor, c: Tensor, src: Chart, dst: Chart) -> tuple[Tensor, Tensor]:
+    """Of ``[B, C, N]``: each image's midpoint ``[B, C, 1]``; the means it is made of ``[B, C + 1, 1]``."""
+    library = None if "ball" in (src, dst) else native(x, c)
+    if library is not None:
+        return library.midpoint(x, c, src == "tangent", dst == "tangent")
+    mean, excess = _means(_to(x, c, src, "hyperboloid"))
+    return _to(_normalise(mean, excess, 1), c, "hyperboloid", dst), torch.cat([mean, excess], 1)
+
+
+def _midpoint_backward(
+    grads: tuple[Tensor | None, ...],
+    needs: tuple[bool, bool],
+    x: Tensor,
+    c: Tensor,
+    _: Tensor,
+    sums: Tensor,
+    src: Chart,
+    dst: Chart,
+) -> tuple[Tensor | None, Tensor | None]:
+    grad = grads[0]
+    if grad is None:
+        return None, None
+    library = None if "ball" in (src, dst) else native(x, grad, c)
+    if library is not None:
+        grad_x, by_c = library.midpoint_backward(grad, x, c, src == "tangent", dst == "tangent", sums)
+        return grad_x, by_c.sum() if needs[1] else None
+    h = _to(x, c, src, "hyperboloid")
+    mean, excess = _means(h) if torch.is_grad_enabled() else sums.split([x.shape[1], 1], 1)
+    m = _normalise(mean, excess, 1)
+    grad_m, by_c = _to_backward(grad, (True, needs[1]), m, c, "hyperboloid", dst)
+    grad_mean, grad_excess = _normalise_backward(grad_m, (True, True), mean, excess, 1)
+    (by_excess,) = _excess_backward(grad_excess, (True,), h, 1)
+    grad_h = (grad_mean + by_excess) / x.shape[2]
+    grad_x, more = _to_backward(grad_h, needs, x, c, src, "hyperboloid")
+    parts = [part for part in (by_c, more) if part is not None]
+    return grad_x, sum(parts, c.new_zeros(())) if needs[1] else None
+
+
+_midpoint_op = differentiable(_midpoint, _midpoint_backward, tensors=2, keep_outputs=True, auxiliary=1)
 
 
 def _pool(
@@ -125,4 +193,9 @@ def poincare_adaptive_avg_pool2d(
     >>> F.poincare_adaptive_avg_pool2d(x, 1, c=1.0).shape, F.poincare_adaptive_avg_pool2d(x, 1, c=1.0).item()
     (torch.Size([1, 1, 1, 1]), 0.0)
     """
+    if output_size in (1, (1, 1)) and x.ndim == 4 and x.shape[2:].numel() > 0:
+        check_chart(in_chart, "in_chart")
+        check_chart(out_chart, "out_chart")
+        x = full_precision(x)
+        return _midpoint_op(x.flatten(2), curvature(c, x), in_chart, out_chart)[0].unsqueeze(3)
     return _pool(x, lambda t: F.adaptive_avg_pool2d(t, output_size), c, in_chart, out_chart)

@@ -8,6 +8,7 @@ from helpers import generator
 from operations import BALL, CHARTS, OPERATIONS, operation
 
 import manifold_resnet.functional as F
+from manifold_resnet.functional import naive
 
 
 def inputs(op, c):
@@ -117,3 +118,33 @@ def test_tangent_vectors_too_long_for_sinh(backend):
     )
     assert y.isfinite().all()
     assert torch.autograd.grad(y.sum(), pixels)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dst", ["tangent", "hyperboloid"])
+@pytest.mark.parametrize("src", ["tangent", "hyperboloid"])
+def test_global_pooling_in_charts(src, dst, backend):
+    """Networks pool tangent vectors: an operation of its own, on more than a block of pixels, zeros among them."""
+    g = generator()
+    images = torch.randn(2, 3, 15, 14, generator=g, dtype=torch.float64)
+    images[0, :, 2:5] = 0
+    images[1] *= 1e-2
+    c = torch.tensor(0.7, dtype=torch.float64)
+
+    def pool(x, c):
+        return F.poincare_adaptive_avg_pool2d(x, 1, c=c, in_chart=src, out_chart=dst)
+
+    def composed(x, c):
+        x = naive.convert(x, src, "ball", c=c, dim=1)
+        return naive.convert(naive.poincare_adaptive_avg_pool2d(x, 1, c=c), "ball", dst, c=c, dim=1)
+
+    cotangent = torch.randn(2, 3, 1, 1, generator=g, dtype=torch.float64)
+    results = []
+    for function in (pool, composed):
+        x, k = images.clone().requires_grad_(), c.clone().requires_grad_()
+        out = function(x, k)
+        results.append((out, *torch.autograd.grad(out, (x, k), cotangent)))
+    for fast, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, atol=1e-12, rtol=1e-10)
+    few = images[:, :, :3, :2].clone().requires_grad_()
+    assert torch.autograd.gradcheck(pool, (few, c.requires_grad_()), atol=1e-6)
+    assert torch.autograd.gradgradcheck(pool, (few, c), atol=1e-6)

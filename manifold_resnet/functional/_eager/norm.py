@@ -112,7 +112,7 @@ def batch_norm_backward(
     eps: float,
     tangent: bool,
     needs_c: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor | None]:
     grad, h, beta = grad.contiguous(), h.contiguous(), center
     prepare(h)
     images, _, pixels = h.shape
@@ -241,4 +241,5 @@ def batch_norm_backward(
         of_one = torch.cat([of_beta, of_m.addcmul_(of_h, xi_), torch.ones_like(of_m)], 1)
         torch.baddbmm(out, by_channel.expand(len(x), -1, -1), of_one, out=out)
     grad_c = c.new_full((), sum_c / number) if needs_c else None
-    return grad_h, grad_mean, grad_variance, inverse * along_w, grad_beta, grad_c
+    by_mean, by_variance = None if mean is None else grad_mean, None if variance is None else grad_variance
+    return grad_h, by_mean, by_variance, inverse * along_w, grad_beta, grad_c
