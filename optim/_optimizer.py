@@ -6,6 +6,7 @@ length; Euclidean ones, for torch's foreach functions; and points of any other m
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from abc import ABC, abstractmethod
@@ -26,6 +27,7 @@ __all__ = ["RiemannianOptimizer"]
 
 Nonfinite = Literal["ignore", "raise", "skip"]
 _EUCLIDEAN = geoopt.Euclidean()
+_ONES = itertools.repeat(1.0)
 
 
 def manifold_of(point: Tensor) -> Manifold:
@@ -93,6 +95,11 @@ class RiemannianOptimizer(ABC):
         try:
             self._check_sharding(group)
             self._check_decay(group)
+            given, wanted = len(group.get("decay_factors", group["params"])), len(group["params"])
+            if given != wanted:
+                raise ValueError(
+                    f"decay_factors must hold one number per parameter of the group, {wanted}; got {given}"
+                )
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -186,7 +193,8 @@ class RiemannianOptimizer(ABC):
         balls: dict[tuple[Any, ...], tuple[list[Tensor], list[Tensor]]] = {}
         work = _Work(group, [], [], [], [], [])
         sign = -1 if group.get("maximize") else 1
-        for point in group["params"]:
+        factors = group.get("decay_factors", _ONES)
+        for point, factor in zip(group["params"], factors):  # noqa: B905
             grad = point.grad
             if grad is None:
                 continue
@@ -195,7 +203,7 @@ class RiemannianOptimizer(ABC):
                 raise RuntimeError(f"{name} does not support sparse gradients, use geoopt.optim.Sparse{name} instead")
             manifold = manifold_of(point)
             if keeps_ball(point):
-                key = (id(manifold), point.shape[-1], point.dtype, point.device)
+                key = (id(manifold), point.shape[-1], point.dtype, point.device, factor)
                 points, grads = balls.setdefault(key, ([], []))
             elif type(manifold) is geoopt.Euclidean:
                 points, grads = work.flat, work.flat_grads
@@ -203,7 +211,11 @@ class RiemannianOptimizer(ABC):
                 points, grads = work.others, work.other_grads
             points.append(point)
             grads.append(grad)
-        work.rows = [Rows(points[0].manifold, points, grads) for points, grads in balls.values() if points[0].shape[-1]]
+        work.rows = [
+            Rows(points[0].manifold, points, grads, key[-1])
+            for key, (points, grads) in balls.items()
+            if points[0].shape[-1]
+        ]
         if sign < 0:
             work.scale(-1)
         return work
@@ -278,7 +290,7 @@ class RiemannianOptimizer(ABC):
 def native_settings(rows: Rows, group: dict[str, Any]) -> tuple[tuple[Any, ...], tuple[float, float, float]]:
     """For the C++ kernels: the ball; and coupled decay, share that decoupled decay takes, factor of the gradients."""
     c, decay = float(rows.ball.c), float(group["weight_decay"])
-    coupled, share = (0.0, group["lr"] * decay) if group["decoupled_weight_decay"] else (decay, 0.0)
+    coupled, share = (0.0, group["lr"] * decay) if group["decoupled_weight_decay"] else (decay * rows.decay_factor, 0.0)
     reach = (1 - rows.margin) / math.sqrt(c) if c > 0 else math.inf
     return (c, reach, int(rows.exact)), (coupled, float(share), float(rows.factor))
 

@@ -27,6 +27,8 @@ class Rows:
         The manifold; a ``PoincareBallExact`` steps along geodesics, as geoopt's does.
     points, grads : sequence of Tensor
         Parameters ``(..., n)`` and Euclidean gradients of the same shapes, of one dtype, on one device.
+    decay_factor : float
+        What coupled weight decay is to be multiplied by.
 
     Attributes
     ----------
@@ -37,9 +39,12 @@ class Rows:
         step; 0-d, the curvature of the ball is ``-c``; ``[R, 1]``, 1/lambda_x.
     """
 
-    def __init__(self, ball: geoopt.PoincareBall, points: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+    def __init__(
+        self, ball: geoopt.PoincareBall, points: Sequence[Tensor], grads: Sequence[Tensor], decay_factor: float = 1.0
+    ) -> None:
         self.ball = ball
         self.points = points
+        self.decay_factor = decay_factor
         self.length = points[0].shape[-1]
         self.exact = isinstance(ball, geoopt.PoincareBallExact)
         dtype = points[0].dtype

@@ -181,7 +181,7 @@ class RiemannianAdam(RiemannianOptimizer, geoopt.optim.RiemannianAdam):
         m, v = rows.join(first), rows.join(second)
         grad = rows.grad
         if decay and not group["decoupled_weight_decay"]:
-            grad = torch.add(grad, rows.x, alpha=decay)
+            grad = torch.add(grad, rows.x, alpha=decay * rows.decay_factor)
         grad = rows.riemannian(grad)
         m.mul_(beta1).add_(grad, alpha=1 - beta1)
         square = rows.square(grad)

@@ -8,6 +8,8 @@ from typing import Any
 from geoopt.manifolds.base import Manifold
 from torch import nn
 
+from manifold_resnet.nn.base import PoincareModule
+
 __all__ = ["parameter_groups"]
 
 
@@ -19,8 +21,13 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split a model's parameters by weight decay, and its curvatures off if they have their own learning rate.
 
-    Kernels and weight matrices (two dimensions or more) decay. Whatever places or measures something does
-    not: centres of batch norms (points of the ball), hyperplane offsets, scales and their logarithms (one
+    Kernels and weight matrices (two dimensions or more) decay. Those that hyperbolic layers keep as points p of the
+    ball decay as what they stand for, the normals ``weight_scale * log0(p)``: the points' own decay is
+    ``weight_scale**2`` times that (``"decay_factors"``), which for points near the origin is the gradient of
+    ``weight_decay / 2`` times the normals' squared lengths. So weight decay means in hyperbolic layers what it means
+    in Euclidean ones; without the factors it would be a hundred to a thousand times weaker. Decoupled weight decay
+    needs none: it takes a share of either. Whatever places or measures something does
+    not decay: centres of batch norms (points of the ball), hyperplane offsets, scales and their logarithms (one
     dimension or none), and what a manifold itself owns: its curvature or scale, such as
     ``PoincareBall.isp_c``. Frozen parameters are left out.
 
@@ -40,7 +47,9 @@ def parameter_groups(
     -------
     list of dict
         Parameter groups for any torch or geoopt optimizer, in the order of ``model.parameters()``, with the
-        parameters' names in the model as ``"param_names"``; an empty group is left out.
+        parameters' names in the model as ``"param_names"``; an empty group is left out. The first one has a number
+        for each parameter as ``"decay_factors"``, if one of them is not 1; optimizers that do not know the entry
+        (torch's and geoopt's) do without.
 
     Raises
     ------
@@ -60,6 +69,11 @@ def parameter_groups(
     for name, rate in (("lr", lr), ("lr_curvature", lr_curvature)):
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(f"{name} must be more than 0, got {rate}")
+    factors = {
+        id(module.weight): float(module.weight_scale) ** 2
+        for module in model.modules()
+        if isinstance(module, PoincareModule) and hasattr(module, "weight_scale")
+    }
     owned = {id(p) for m in model.modules() if isinstance(m, Manifold) for p in m.parameters(recurse=False)}
     decayed, kept, curvature = [], [], []
     for name, p in model.named_parameters():
@@ -74,5 +88,8 @@ def parameter_groups(
         if named:
             names, params = zip(*named, strict=True)
             group: dict[str, Any] = {"params": list(params), "param_names": list(names), "weight_decay": decay}
+            used = [factors.get(id(p), 1.0) for p in params]
+            if any(factor != 1 for factor in used):
+                group["decay_factors"] = used
             groups.append(group if rate is None else {**group, "lr": rate})
     return groups

@@ -124,7 +124,7 @@ class RiemannianSGD(RiemannianOptimizer, geoopt.optim.RiemannianSGD):
         lr, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
         grad = rows.grad
         if decay and not group["decoupled_weight_decay"]:
-            grad = torch.add(grad, rows.x, alpha=decay)
+            grad = torch.add(grad, rows.x, alpha=decay * rows.decay_factor)
         grad = rows.riemannian(grad)
         kept: tuple[Tensor, ...] = ()
         if momentum > 0:

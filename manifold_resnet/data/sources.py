@@ -139,7 +139,7 @@ def _torchvision(cls: type, by_name: bool, split: str, data_dir: Path) -> Labell
 _Loader = Callable[[str, Path], LabelledImages | None]
 
 DATASETS: dict[str, tuple[_Loader, Recipe]] = {
-    "digits": (_digits, Recipe(epochs=16, batch_size=32, weight_decay=1e-3, augment="crop")),
+    "digits": (_digits, Recipe(epochs=16, batch_size=32, augment="crop")),
     "cifar10": (partial(_torchvision, datasets.CIFAR10, False), Recipe()),
     "cifar100": (partial(_torchvision, datasets.CIFAR100, False), Recipe()),
     "svhn": (partial(_torchvision, datasets.SVHN, True), Recipe(epochs=50, augment="crop")),

@@ -36,7 +36,7 @@ Block = Literal["basic", "bottleneck"]
 def default_branch_gain(blocks: int, init: str) -> float:
     """Gain of a block's second norm at first, relative to the norm's own.
 
-    Every norm starts with points at distance one, and every block adds that to its shortcut. Under the identity
+    Every norm starts with points at the same distance, and every block adds that to its shortcut. Under the identity
     initialisation all branches point the way their shortcut does: 54 blocks take distances to five times those after
     the first. A gain of ``0.5/blocks`` keeps them within a factor of two at any depth, and learns better. Branches of
     random kernels add up more slowly; networks of depth 20 learn natural images faster with their full size, those of
@@ -106,8 +106,12 @@ class PoincareResNet(nn.Module):
     bias : bool
         Learn offsets of the convolutions' hyperplanes (the paper). The norms' centres take their place otherwise, as in
         torchvision's networks: offsets drift far for their size, and running statistics cannot follow them.
+    norm_gain : float, optional
+        Gain of the norms at first, relative to their own: the root mean square distance from its centre at which a norm
+        puts points. None: 2, but no more than the ball's radius of curvature, ``1/sqrt(c)``. Logits grow with the
+        distance of the pooled points, so that with small gains the classifier's normals have far to go.
     branch_gain : float, optional
-        Gain of each block's last norm at first, relative to the norm's own: how far, in units of the distance one,
+        Gain of each block's last norm at first, relative to the other norms': how far, in units of `norm_gain`,
         a block moves its shortcut. None: 1, and under the identity initialisation 0.5 over the number of
         blocks, which keeps distances in range at any depth.
     max_distance : float, optional
@@ -149,6 +153,7 @@ class PoincareResNet(nn.Module):
         init: str = "gaussian",
         weight_on: WeightOn = "ball",
         bias: bool = False,
+        norm_gain: float | None = None,
         branch_gain: float | None = None,
         max_distance: float | None = None,
         compat: Literal["authors"] | None = None,
@@ -171,8 +176,11 @@ class PoincareResNet(nn.Module):
             )
         if branch_gain is None:
             branch_gain = default_branch_gain(sum(counts), init)
-        elif not 0 < branch_gain < math.inf:
-            raise ValueError(f"branch_gain must be a number above 0, got {branch_gain!r}")
+        if norm_gain is None:
+            norm_gain = min(2.0, ball.c.item() ** -0.5)
+        for name, value in (("norm_gain", norm_gain), ("branch_gain", branch_gain)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a number above 0, got {value!r}")
         self.ball = ball
         relu = PoincareReLU(ball=ball, dim=1) if activation == "relu" else None
 
@@ -226,11 +234,16 @@ class PoincareResNet(nn.Module):
         self.compat: Literal["authors"] | None = None
         self.set_compat(compat)
         self._groups = len(counts)
-        with torch.no_grad():  # in the parameter: a checkpoint then says it all
+        with torch.no_grad():  # in the parameters: a checkpoint then says it all
+            for module in self.modules():
+                if isinstance(module, PoincareBatchNorm2d):
+                    cast(Tensor, module.log_scale).fill_(math.log(norm_gain))
+                    # until there are statistics, norms leave distances as they are
+                    cast(Tensor, module.running_var).fill_((module.base_gain * norm_gain) ** 2)
             for module in self.modules():
                 if isinstance(module, PoincareBlock):
                     _, last_norm = module.layers[-1]
-                    cast(Tensor, last_norm.log_scale).fill_(math.log(branch_gain))
+                    cast(Tensor, last_norm.log_scale).add_(math.log(branch_gain))
 
     def set_compat(self, compat: Literal["authors"] | None) -> None:
         """Compute from now on what the published code computes ("authors"), or what is right (None).

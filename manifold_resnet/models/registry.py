@@ -25,7 +25,7 @@ _SCHEME = (
 
 #: Options that a variant stands for; options given explicitly win.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "paper": {"init": "paper", "scale": "scalar", "head": "fc", "weight_on": "tangent", "bias": True},
+    "paper": {"init": "paper", "scale": "scalar", "head": "fc", "weight_on": "tangent", "bias": True, "norm_gain": 1.0},
 }
 
 _OPTIONS = {
@@ -39,6 +39,7 @@ _OPTIONS = {
         "init",
         "weight_on",
         "bias",
+        "norm_gain",
         "branch_gain",
         "max_distance",
         "compat",

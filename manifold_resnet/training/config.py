@@ -158,12 +158,20 @@ class Config:
         None, "network", _text, "ORDER", "order of the residual addition: fr (f(x) + x) or rf (x + f(x))"
     )
     activation: str | None = _option(None, "network", _text, "NAME", "relu or none")
+    norm_gain: float | None = _option(
+        None,
+        "network",
+        _above_zero,
+        "G",
+        "distance at which norms put points at the start (default: 2, at most 1/sqrt(c))",
+    )
     branch_gain: float | None = _option(
         None,
         "network",
         _above_zero,
         "G",
-        "gain of the second norm of each block at the start (default: 1, with identity kernels 0.5 / blocks)",
+        "gain of the second norm of each block at the start, relative to the others (default: 1, with identity kernels "
+        "0.5 / blocks)",
     )
     pooling: str | None = _option(
         None, "network", _text, "NAME", "mean of an image's pixels: midpoint, or tangent (of tangent vectors)"
@@ -214,7 +222,8 @@ class Config:
         "training",
         _number(float, "0 or more", lambda value: value >= 0),
         "W",
-        "of kernels and weight matrices; never of offsets, scales, centres and curvature (default: by data set)",
+        "of kernels and weight matrices, hyperbolic ones as normals of hyperplanes; never of offsets, scales, centres "
+        "and curvature (default: by data set)",
     )
     schedule: str = _option(
         "onecycle",

@@ -31,22 +31,27 @@ def test_identity_networks_keep_distances_within_a_factor_of_two(digits, depth):
 
 @pytest.mark.parametrize("scale", ["channel", "scalar"])
 def test_branches_start_with_their_gain(digits, scale):
-    def branches(**options):
+    def branches(gain=2.0, c=0.1, **options):
         torch.manual_seed(0)
-        model = create_model("hyperbolic-4-6-8-resnet-14", in_channels=1, scale=scale, **options)
+        model = create_model("hyperbolic-4-6-8-resnet-14", in_channels=1, scale=scale, c=c, **options)
         found = []
         for block in (block for block in model.modules() if isinstance(block, PoincareBlock)):
-            assert torch.equal(block.bn1.log_scale, torch.zeros_like(block.bn1.log_scale))
+            assert torch.equal(block.bn1.log_scale, torch.full_like(block.bn1.log_scale, math.log(gain)))
             block.bn2.register_forward_hook(
                 lambda bn, args, h: found.append(torch.asinh(h.norm(dim=1)).square().mean())
             )
         model(digits)
-        return torch.stack(found).sqrt() / math.sqrt(0.1)
+        return torch.stack(found).sqrt().double() / math.sqrt(c)
+
+    def all_at(distance):
+        return torch.full((6,), distance, dtype=torch.float64)
 
     # every norm's points are at a mean squared distance of one, times the square of the gain
-    assert_close(branches().double(), torch.ones(6, dtype=torch.float64), 0.02)
-    assert_close(branches(branch_gain=0.25).double(), torch.full((6,), 0.25, dtype=torch.float64), 0.01)
-    assert_close(branches(init="identity").double(), torch.full((6,), 0.5 / 6, dtype=torch.float64), 0.01)
+    assert_close(branches(), all_at(2.0), 0.04)
+    assert_close(branches(branch_gain=0.25), all_at(0.5), 0.01)
+    assert_close(branches(init="identity"), all_at(1 / 6), 0.01)
+    assert_close(branches(gain=0.7, norm_gain=0.7), all_at(0.7), 0.02)
+    assert_close(branches(gain=0.5, c=4.0), all_at(0.5), 0.02)
 
 
 def test_a_checkpoint_carries_its_gains(digits):
@@ -74,6 +79,7 @@ def test_pooling_of_tangent_vectors(digits):
     [
         ({"pooling": "mean"}, "pooling must be 'midpoint' or 'tangent', got 'mean'"),
         ({"branch_gain": 0.0}, "branch_gain must be a number above 0, got 0.0"),
+        ({"norm_gain": -1.0}, "norm_gain must be a number above 0, got -1.0"),
         ({"branch_gain": math.inf}, "branch_gain must be a number above 0"),
     ],
 )

@@ -7,6 +7,7 @@ from helpers import TORCH
 from manifold_resnet.optim import RiemannianAdam, RiemannianSGD, parameter_groups
 
 from manifold_resnet.models import create_model
+from manifold_resnet.nn import PoincareEmbedding, PoincareLinear
 
 
 def test_optimizers_are_geoopts():
@@ -37,6 +38,62 @@ def test_weight_decay_leaves_the_second_group_alone(optimizer):
     assert stepper.param_groups[0]["lr"] == 0.1
     assert not torch.equal(layer.weight, before[0])
     assert torch.equal(layer.bias, before[1])
+
+
+@pytest.mark.parametrize("optimizer", [RiemannianAdam, RiemannianSGD])
+@pytest.mark.parametrize("weight_on", ["ball", "tangent"])
+def test_weights_on_the_ball_decay_as_the_normals_they_stand_for(weight_on, optimizer, backend):
+    """Adding weight decay is adding the normals' squared lengths to the loss."""
+
+    def trained(weight_decay):
+        ball = geoopt.PoincareBall(0.1).double()
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            PoincareLinear(5, 4, ball=ball, weight_on=weight_on), PoincareLinear(4, 3, ball=ball, weight_on=weight_on)
+        )
+        stepper = optimizer(parameter_groups(model, weight_decay), lr=0.01, **options)
+        penalty = 0.0 if weight_decay else 0.05
+        for _ in range(5):
+            loss = model(x).square().sum()
+            for layer in model:
+                loss = loss + penalty * layer.normals().square().sum()
+            stepper.zero_grad()
+            loss.backward()
+            stepper.step()
+        return [layer.normals().detach() for layer in model]
+
+    options = {"second_moment": "coordinate"} if optimizer is RiemannianAdam else {}
+    g = torch.Generator().manual_seed(0)
+    x = 0.1 * torch.randn(20, 5, generator=g, dtype=torch.float64)
+    for decayed, penalised in zip(trained(0.1), trained(0.0), strict=True):
+        # to first order: the points are close to the origin, where they are half the logarithm's argument
+        torch.testing.assert_close(decayed, penalised, rtol=2e-3, atol=2e-4)
+
+
+def test_decay_factors():
+    ball = geoopt.PoincareBall(1.0)
+    layers = [PoincareLinear(8, 3, ball=ball), PoincareEmbedding(7, 8, ball=ball), torch.nn.Linear(4, 4)]
+    decayed, kept = parameter_groups(torch.nn.ModuleList(layers), weight_decay=0.1)
+    assert decayed["param_names"] == ["0.weight", "1.weight", "2.weight"]
+    assert decayed["decay_factors"] == pytest.approx([32, 1, 1])
+    assert "decay_factors" not in kept
+    assert "decay_factors" not in parameter_groups(layers[2], weight_decay=0.1)[0]
+    decayed["decay_factors"] = [1.0]
+    with pytest.raises(ValueError, match=r"one number per parameter of the group, 3; got 1"):
+        RiemannianAdam([decayed])
+
+
+def test_state_of_a_version_without_decay_factors_goes_on_as_it_began(backend):
+    layer = PoincareLinear(8, 3, ball=geoopt.PoincareBall(1.0), bias=False)
+    stepper = RiemannianSGD(parameter_groups(layer, weight_decay=0.1), lr=0.1)
+    state = stepper.state_dict()
+    del state["param_groups"][0]["decay_factors"]
+    stepper.load_state_dict(state)
+    before = layer.weight.detach().clone()
+    layer.weight.grad = torch.zeros_like(before)
+    stepper.step()
+    shrunk = 1 - 0.01 * ((1 - before.square().sum(1, keepdim=True)) / 2) ** 2
+    torch.testing.assert_close(layer.weight.detach(), shrunk * before, rtol=1e-4, atol=1e-6)
 
 
 def test_frozen_parameters_and_empty_groups_are_left_out():

@@ -78,7 +78,10 @@ SUBJECTS: dict[str, Subject] = {
     "clip": Subject("bound on distances from the origin", {"max_distance": (1.0, 2.0, 4.0, None)}, ("clipped",)),
     "pooling": Subject("Poincaré midpoint or mean of tangent vectors", {"pooling": ("midpoint", "tangent")}),
     "head": Subject("distances to hyperplanes or a fully connected layer", {"head": ("mlr", "fc")}),
-    "gain": Subject("gain of the residual branches at the start", {"branch_gain": (1.0, 0.3, 0.1)}),
+    "gain": Subject(
+        "gain of the norms, and of the residual branches, at the start",
+        {"norm_gain": (1.0, 2.0, 4.0), "branch_gain": (1.0, 0.3)},
+    ),
 }
 
 
