@@ -26,6 +26,7 @@ from manifold_resnet.nn import (
     PoincareReLU,
     PoincareResidual,
 )
+from manifold_resnet.nn.base import check_ball
 from manifold_resnet.nn.hyperplanes import WeightOn
 from manifold_resnet.nn.max_pool import PoincareMaxPool2d
 
@@ -176,6 +177,7 @@ class PoincareResNet(nn.Module):
             )
         if branch_gain is None:
             branch_gain = default_branch_gain(sum(counts), init)
+        check_ball(ball)
         if norm_gain is None:
             norm_gain = min(2.0, ball.c.item() ** -0.5)
         for name, value in (("norm_gain", norm_gain), ("branch_gain", branch_gain)):
