@@ -27,7 +27,6 @@ __all__ = ["RiemannianOptimizer"]
 
 Nonfinite = Literal["ignore", "raise", "skip"]
 _EUCLIDEAN = geoopt.Euclidean()
-_ONES = itertools.repeat(1.0)
 
 
 def manifold_of(point: Tensor) -> Manifold:
@@ -45,6 +44,7 @@ class _Work:
     flat_grads: list[Tensor]
     others: list[Tensor]
     other_grads: list[Tensor]
+    other_factors: list[float]
 
     def scale(self, factor: Tensor | float) -> None:
         """Multiply all gradients, not those that the parameters hold."""
@@ -95,11 +95,7 @@ class RiemannianOptimizer(ABC):
         try:
             self._check_sharding(group)
             self._check_decay(group)
-            given, wanted = len(group.get("decay_factors", group["params"])), len(group["params"])
-            if given != wanted:
-                raise ValueError(
-                    f"decay_factors must hold one number per parameter of the group, {wanted}; got {given}"
-                )
+            self._check_factors(group)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -131,6 +127,22 @@ class RiemannianOptimizer(ABC):
                     f"{_name(group, i, point)} has none: put it into a group with weight_decay=0 (parameter groups "
                     f"are dicts; see parameter_groups)"
                 )
+
+    def _check_factors(self, group: dict[str, Any]) -> None:
+        if "decay_factors" not in group:
+            return
+        given, wanted = group["decay_factors"], len(group["params"])
+        try:
+            factors = [float(factor) for factor in given]
+        except (TypeError, ValueError):
+            raise TypeError(f"decay_factors must be a list of numbers, got {given!r}") from None
+        if len(factors) != wanted:
+            raise ValueError(
+                f"decay_factors must hold one number per parameter of the group, {wanted}; got {len(factors)}"
+            )
+        if not all(0 <= factor < math.inf for factor in factors):
+            raise ValueError(f"decay_factors must be finite and 0 or more, got {given!r}")
+        group["decay_factors"] = factors
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[misc]
@@ -178,9 +190,12 @@ class RiemannianOptimizer(ABC):
                 if part.flat:
                     self._step_flat(part.flat, part.flat_grads, part.group)
             for part in work:
-                for point, grad in zip(part.others, part.other_grads, strict=True):
+                for point, grad, factor in zip(part.others, part.other_grads, part.other_factors, strict=True):
+                    group = part.group
+                    if factor != 1 and not group["decoupled_weight_decay"]:
+                        group = {**part.group, "weight_decay": factor * part.group["weight_decay"]}
                     # geoopt.Lorentz writes into the gradient that it converts
-                    self._step_other(point, grad.clone(), manifold_of(point), part.group)
+                    self._step_other(point, grad.clone(), manifold_of(point), group)
             for part in work:
                 for rows in part.rows:
                     if rows.ball.isp_c.requires_grad:
@@ -191,10 +206,11 @@ class RiemannianOptimizer(ABC):
 
     def _sort(self, group: dict[str, Any]) -> _Work:
         balls: dict[tuple[Any, ...], tuple[list[Tensor], list[Tensor]]] = {}
-        work = _Work(group, [], [], [], [], [])
+        work = _Work(group, [], [], [], [], [], [])
         sign = -1 if group.get("maximize") else 1
-        factors = group.get("decay_factors", _ONES)
-        for point, factor in zip(group["params"], factors):  # noqa: B905
+        # a parameter may have been added to the list
+        factors = itertools.chain(group.get("decay_factors", ()), itertools.repeat(1.0))
+        for point, factor in zip(group["params"], factors, strict=False):
             grad = point.grad
             if grad is None:
                 continue
@@ -205,10 +221,11 @@ class RiemannianOptimizer(ABC):
             if keeps_ball(point):
                 key = (id(manifold), point.shape[-1], point.dtype, point.device, factor)
                 points, grads = balls.setdefault(key, ([], []))
-            elif type(manifold) is geoopt.Euclidean:
+            elif type(manifold) is geoopt.Euclidean and factor == 1:
                 points, grads = work.flat, work.flat_grads
             else:
                 points, grads = work.others, work.other_grads
+                work.other_factors.append(factor)
             points.append(point)
             grads.append(grad)
         work.rows = [
@@ -290,7 +307,9 @@ class RiemannianOptimizer(ABC):
 def native_settings(rows: Rows, group: dict[str, Any]) -> tuple[tuple[Any, ...], tuple[float, float, float]]:
     """For the C++ kernels: the ball; and coupled decay, share that decoupled decay takes, factor of the gradients."""
     c, decay = float(rows.ball.c), float(group["weight_decay"])
-    coupled, share = (0.0, group["lr"] * decay) if group["decoupled_weight_decay"] else (decay * rows.decay_factor, 0.0)
+    coupled, share = (
+        (0.0, group["lr"] * decay) if group["decoupled_weight_decay"] else (float(decay * rows.decay_factor), 0.0)
+    )
     reach = (1 - rows.margin) / math.sqrt(c) if c > 0 else math.inf
     return (c, reach, int(rows.exact)), (coupled, float(share), float(rows.factor))
 

@@ -38,7 +38,8 @@ class RiemannianAdam(RiemannianOptimizer, geoopt.optim.RiemannianAdam):
     eps : float
         Added to the root of the second moment.
     weight_decay : float
-        Times the point, added to the Euclidean gradient, as in geoopt; see `decoupled_weight_decay`.
+        Times the point, added to the Euclidean gradient, as in geoopt; see `decoupled_weight_decay`. Where a parameter
+        group has ``"decay_factors"`` (see `parameter_groups`), times its number for the parameter as well.
     amsgrad : bool
         Divide by the largest second moment so far.
     stabilize : int, optional

@@ -34,7 +34,8 @@ class RiemannianSGD(RiemannianOptimizer, geoopt.optim.RiemannianSGD):
     dampening : float
         Share of the gradient that does not enter the momentum.
     weight_decay : float
-        Times the point, added to the Euclidean gradient, as in geoopt; see `decoupled_weight_decay`.
+        Times the point, added to the Euclidean gradient, as in geoopt; see `decoupled_weight_decay`. Where a parameter
+        group has ``"decay_factors"`` (see `parameter_groups`), times its number for the parameter as well.
     nesterov : bool
         Nesterov momentum.
     stabilize : int, optional

@@ -91,7 +91,13 @@ def differentiable(
         used = [g for g in grads if g is not None]
         if not used:
             return (None,) * (tensors + len(ctx.static))
-        with without_autocast(used[0]):
+        if not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(used[0]):
+            with bodies_only():  # batches of gradients (is_grads_batched) hold no numbers of their own
+                return gradients_of(ctx, grads, used[0])
+        return gradients_of(ctx, grads, used[0])
+
+    def gradients_of(ctx: Any, grads: tuple[Tensor | None, ...], like: Tensor) -> tuple[Tensor | None, ...]:
+        with without_autocast(like):
             saved, static, shape = ctx.saved_tensors, ctx.static, None
             if images:
                 shape, dim, static = saved[0].shape, static[0], static[1:]

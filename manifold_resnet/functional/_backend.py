@@ -100,8 +100,8 @@ class set_backend:  # noqa: N801, a function to its users, as torch.set_grad_ena
         ``"compiled"``: kernels for this machine, built on first use and kept on disk. On CPU that takes a C++ compiler
         and seconds, and ``MANIFOLD_RESNET_CACHE`` names the folder; on GPU it takes Triton and about a minute, and
         ``TORCHINDUCTOR_CACHE_DIR`` names the folder. Raises a RuntimeError where it does not work. ``"eager"``: plain
-        torch operations. ``"auto"``: compiled where that works (but for batches of fewer than 256 pixels), else eager,
-        with one warning.
+        torch operations. ``"auto"``: compiled where that works (but for batches of images with fewer than 256 pixels
+        together), else eager, with one warning.
 
     Raises
     ------

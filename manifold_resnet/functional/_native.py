@@ -283,20 +283,20 @@ class Library:
         by_offset = None if offset is None else sums[outputs:-1]
         return grad_inner, grad_square, sums[:outputs], by_offset, sums[-1] if needs_c else None
 
-    def midpoint(self, x: Tensor, c: Tensor, from_tangent: bool, to_tangent: bool) -> tuple[Tensor, Tensor]:
+    def midpoint(self, x: Tensor, c: Tensor, from_tangent: bool, to_tangent: bool) -> Tensor:
         """`pooling._midpoint`."""
         x = x.contiguous()
-        out, sums = x.new_empty(*x.shape[:2], 1), x.new_empty(x.shape[0], x.shape[1] + 1, 1)
-        self._run("midpoint", x, x, c, from_tangent, to_tangent, out, sums)
-        return out, sums
+        out = x.new_empty(*x.shape[:2], 1)
+        self._run("midpoint", x, x, c, from_tangent, to_tangent, out)
+        return out
 
     def midpoint_backward(
-        self, grad: Tensor, x: Tensor, c: Tensor, from_tangent: bool, to_tangent: bool, sums: Tensor
+        self, grad: Tensor, x: Tensor, c: Tensor, from_tangent: bool, to_tangent: bool
     ) -> tuple[Tensor, Tensor]:
         """`pooling._midpoint_backward`; of the gradient for c one part per image."""
         grad, x = grad.contiguous(), x.contiguous()
         grad_x, by_c = torch.empty_like(x), x.new_empty(x.shape[0])
-        self._run("midpoint_backward", x, grad, x, c, from_tangent, to_tangent, sums, grad_x, by_c)
+        self._run("midpoint_backward", x, grad, x, c, from_tangent, to_tangent, grad_x, by_c)
         return grad_x, by_c
 
     def batch_norm(

@@ -312,17 +312,18 @@ def check_groups(groups: int, inputs: int, outputs: int) -> None:
         )
 
 
-def _hashable(value: int | str | Sequence[int]) -> int | str | tuple[int, ...]:
-    return value if isinstance(value, (int, str)) or not isinstance(value, Sequence) else tuple(value)
+def _is_plain(value: object) -> bool:
+    """Whether equal values are the same to `_plan`: 2.0 is not 2."""
+    return type(value) in (int, str) or (type(value) is tuple and all(type(n) is int for n in value))
 
 
-@lru_cache(maxsize=1024, typed=True)
+@lru_cache(maxsize=1024)
 def _plan(
     size: tuple[int, ...],
     shape: tuple[int, ...],
-    stride: int | tuple[int, ...],
-    padding: int | str | tuple[int, ...],
-    dilation: int | tuple[int, ...],
+    stride: int | Sequence[int],
+    padding: int | str | Sequence[int],
+    dilation: int | Sequence[int],
 ) -> tuple[list[int] | None, Geometry, float]:
     """Checked arguments: what to pad with beforehand, if sides differ; the geometry; and the factor of beta_ratio."""
     spatial, kernel = len(shape) - 2, shape[2:]
@@ -366,8 +367,9 @@ def convolve(
     shape = tuple(weight.shape) if shape is None else shape
     check_images(x, shape, groups)
     check_offsets(bias, shape[0])
-    plan = _plan.__wrapped__ if torch.compiler.is_compiling() else _plan
-    paddings, geometry, s = plan(tuple(x.shape[2:]), shape, *map(_hashable, (stride, padding, dilation)))
+    arguments = tuple(x.shape[2:]), shape, stride, padding, dilation
+    known = not torch.compiler.is_compiling() and all(map(_is_plain, arguments[2:]))
+    paddings, geometry, s = _plan(*arguments) if known else _plan.__wrapped__(*arguments)
 
     x = full_precision(x)
     c = curvature(c, x)

@@ -1008,55 +1008,76 @@ template <typename F> void for_images(Shape d, int threads, const F& f) {
              [&](int64_t b, int64_t, int64_t, double*) { f(b); });
 }
 
-// The midpoint of each image's pixels [B, C] (pooling._midpoint); sums [B, C + 1]: means of the points, and of their
-// time parts minus one
+// The points of a block of one image's pixels: what x is multiplied by, its derivatives, and the points' squared norms.
+// These are of the points as they are rounded, or means of equal points would not lie on the hyperboloid.
+template <typename T> struct Pixels {
+  T factor[W], by_s[W], by_c[W];
+  double square[W] = {};
+
+  Pixels(Shape d, int64_t count, T root_c, bool tangent, const T* x) {
+    T s[W] = {};
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const T* x_k = x + k * d.pixels;
+      SIMD for (int64_t i = 0; i < count; ++i) s[i] += x_k[i] * x_k[i];
+    }
+    shortcut_factor(count, root_c, tangent, s, factor, by_s, by_c);
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const T* x_k = x + k * d.pixels;
+      for (int64_t i = 0; i < count; ++i) {
+        const T h = factor[i] * x_k[i];
+        square[i] += double(h) * h;
+      }
+    }
+  }
+};
+
+// Means of an image's points, and of their time parts minus one
+template <typename T> std::vector<double> image_means(Shape d, T root_c, bool tangent, const T* x) {
+  std::vector<double> sums(static_cast<size_t>(d.channels + 1), 0.0);
+  for (int64_t first = 0; first < d.pixels; first += W) {
+    const int64_t count = std::min(W, d.pixels - first);
+    const Pixels<T> p(d, count, root_c, tangent, x + first);
+    for (int64_t k = 0; k < d.channels; ++k) {
+      const T* x_k = x + k * d.pixels + first;
+      for (int64_t i = 0; i < count; ++i) {
+        const T h = p.factor[i] * x_k[i];
+        sums[k] += h;
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) sums[d.channels] += p.square[i] / (1 + std::sqrt(1 + p.square[i]));
+  }
+  for (double& v : sums) v /= double(d.pixels);
+  return sums;
+}
+
+// The midpoint of each image's pixels [B, C] (pooling._midpoint)
 template <typename T>
-void midpoint(Shape d, int threads, const T* x, T c, bool from_tangent, bool to_tangent, T* out, T* sums) {
+void midpoint(Shape d, int threads, const T* x, T c, bool from_tangent, bool to_tangent, T* out) {
   const int64_t C = d.channels;
   const T root_c = std::sqrt(c);
   for_images(d, threads, [=](int64_t b) {
-    std::vector<double> sum(static_cast<size_t>(C + 1), 0.0), mean(static_cast<size_t>(C));
-    for (int64_t first = 0; first < d.pixels; first += W) {
-      const int64_t count = std::min(W, d.pixels - first);
-      T s[W] = {}, factor[W], unused[W], unused_too[W], total = 0;
-      for (int64_t k = 0; k < C; ++k) {
-        const T* x_k = x + (b * C + k) * d.pixels + first;
-        SIMD for (int64_t i = 0; i < count; ++i) s[i] += x_k[i] * x_k[i];
-      }
-      shortcut_factor(count, root_c, from_tangent, s, factor, unused, unused_too);
-      for (int64_t k = 0; k < C; ++k) {
-        const T* x_k = x + (b * C + k) * d.pixels + first;
-        T part = 0;
-        _Pragma("omp simd reduction(+ : part)") for (int64_t i = 0; i < count; ++i) part += factor[i] * x_k[i];
-        sum[k] += part;
-      }
-      _Pragma("omp simd reduction(+ : total)") for (int64_t i = 0; i < count; ++i) {
-        const T square = factor[i] * factor[i] * s[i];
-        total += square / (1 + std::sqrt(1 + square));
-      }
-      sum[C] += total;
-    }
-    for (double& v : sum) v /= double(d.pixels);
-    normalised(C, sum.data(), mean.data());
+    const std::vector<double> sums = image_means(d, root_c, from_tangent, x + b * C * d.pixels);
+    std::vector<double> mean(static_cast<size_t>(C));
+    normalised(C, sums.data(), mean.data());
     double s = 0;
     for (int64_t k = 0; k < C; ++k) s += mean[k] * mean[k];
     const double factor = to_tangent ? 0.5 / std::sqrt(double(c)) * asinhc(s, std::sqrt(1 + s)) : 1;
     for (int64_t k = 0; k < C; ++k) out[b * C + k] = T(factor * mean[k]);
-    std::copy(sum.begin(), sum.end(), sums + b * (C + 1));
   });
 }
 
 // by_c: [B]
 template <typename T>
 void midpoint_backward(Shape d, int threads, const T* grad, const T* x, T c, bool from_tangent, bool to_tangent,
-                       const T* sums, T* grad_x, T* by_c) {
+                       T* grad_x, T* by_c) {
   const int64_t C = d.channels;
   const T root_c = std::sqrt(c);
   for_images(d, threads, [=](int64_t b) {
-    const T* g = grad + b * C;
-    std::vector<double> sum(sums + b * (C + 1), sums + (b + 1) * (C + 1)), mean(static_cast<size_t>(C));
-    const double r = normalised(C, sum.data(), mean.data());
-    double s_mean = 0, along = 0, total_c = 0, f = 1, f_s = 0;
+    const T *g = grad + b * C, *image = x + b * C * d.pixels;
+    const std::vector<double> sums = image_means(d, root_c, from_tangent, image);
+    std::vector<double> mean(static_cast<size_t>(C)), by_point(static_cast<size_t>(C));
+    const double r = normalised(C, sums.data(), mean.data());
+    double s_mean = 0, along = 0, total_c = 0, f = 1, f_s = 0, along_sum = 0;
     for (int64_t k = 0; k < C; ++k) {
       s_mean += mean[k] * mean[k];
       along += g[k] * mean[k];
@@ -1067,37 +1088,32 @@ void midpoint_backward(Shape d, int threads, const T* grad, const T* x, T c, boo
       f_s = half * asinhc_derivative(s_mean, value, root);
       total_c = -0.5 * f / c * along;
     }
-    // the gradient for the mean, f grad + 2 f_s along mean, then that for the sums
-    double along_sum = 0;
-    for (int64_t k = 0; k < C; ++k) along_sum += (f * g[k] + 2 * f_s * along * mean[k]) * sum[k];
+    // the gradient for the mean, then those for the sums
+    for (int64_t k = 0; k < C; ++k) {
+      by_point[k] = f * g[k] + 2 * f_s * along * mean[k];
+      along_sum += by_point[k] * sums[k];
+    }
     along_sum *= r * r * r;
-    std::vector<T> by_point(static_cast<size_t>(C));
-    for (int64_t k = 0; k < C; ++k)
-      by_point[k] = T((r * (f * g[k] + 2 * f_s * along * mean[k]) + along_sum * sum[k]) / double(d.pixels));
-    const T by_excess = T(-along_sum * (1 + sum[C]) / double(d.pixels));
+    for (int64_t k = 0; k < C; ++k) by_point[k] = (r * by_point[k] + along_sum * sums[k]) / double(d.pixels);
+    const double by_excess = -along_sum * (1 + sums[C]) / double(d.pixels);
     for (int64_t first = 0; first < d.pixels; first += W) {
       const int64_t count = std::min(W, d.pixels - first);
-      T s[W] = {}, inner[W] = {}, factor[W], by_s[W], by_root[W], to_x[W], total = 0;
-      for (int64_t k = 0; k < C; ++k) {
-        const T* x_k = x + (b * C + k) * d.pixels + first;
-        SIMD for (int64_t i = 0; i < count; ++i) {
-          s[i] += x_k[i] * x_k[i];
-          inner[i] += by_point[k] * x_k[i];
-        }
-      }
-      shortcut_factor(count, root_c, from_tangent, s, factor, by_s, by_root);
-      _Pragma("omp simd reduction(+ : total)") for (int64_t i = 0; i < count; ++i) {
-        const T by_h = by_excess * factor[i] / std::sqrt(1 + factor[i] * factor[i] * s[i]);
-        const T along_x = inner[i] + by_h * s[i];  // of x and the gradient for the point
-        to_x[i] = factor[i] * by_h + 2 * by_s[i] * along_x;
-        total += by_root[i] * along_x;
+      const T* x_b = image + first;
+      const Pixels<T> p(d, count, root_c, from_tangent, x_b);
+      double inner[W] = {}, by_h[W];
+      for (int64_t k = 0; from_tangent && k < C; ++k)
+        for (int64_t i = 0; i < count; ++i) inner[i] += by_point[k] * x_b[k * d.pixels + i];
+      for (int64_t i = 0; i < count; ++i) {
+        by_h[i] = by_excess * p.factor[i] / std::sqrt(1 + p.square[i]);  // in the gradient for the point
+        if (!from_tangent) continue;
+        const double e = p.factor[i], along_x = inner[i] + by_h[i] * p.square[i] / (e * e);
+        by_h[i] += 2 * p.by_s[i] * along_x / e;
+        total_c += p.by_c[i] * along_x;
       }
       for (int64_t k = 0; k < C; ++k) {
-        const T* x_k = x + (b * C + k) * d.pixels + first;
         T* out = grad_x + (b * C + k) * d.pixels + first;
-        SIMD for (int64_t i = 0; i < count; ++i) out[i] = factor[i] * by_point[k] + to_x[i] * x_k[i];
+        for (int64_t i = 0; i < count; ++i) out[i] = T(p.factor[i] * (by_point[k] + by_h[i] * x_b[k * d.pixels + i]));
       }
-      total_c += total;
     }
     by_c[b] = T(total_c);
   });
@@ -1388,14 +1404,13 @@ template <typename T> class Sums {
     hyperplane_layer_backward<T>(DIMS, grad, h, excess, slope, sq, norm, offset, *c, limit, grad_inner,            \
                                  grad_square, Sums<T>(2 * channels + 1, sums));                                    \
   }                                                                                                                \
-  extern "C" void midpoint_##SUFFIX(SHAPE, const T* x, const T* c, int64_t from_tangent, int64_t to_tangent, T* out,\
-                                    T* sums) {                                                                     \
-    midpoint<T>(DIMS, x, *c, from_tangent, to_tangent, out, sums);                                                 \
-  }                                                                                                                \
-  extern "C" void midpoint_backward_##SUFFIX(SHAPE, const T* grad, const T* x, const T* c, int64_t from_tangent,   \
-                                             int64_t to_tangent, const T* sums, T* grad_x, T* by_c) {              \
-    midpoint_backward<T>(DIMS, grad, x, *c, from_tangent, to_tangent, sums, grad_x, by_c);                         \
-  }                                                                                                                \
+  extern "C" void midpoint_##SUFFIX(SHAPE, const T* x, const T* c, int64_t from_tangent, int64_t to_tangent, T* out) {\
+    midpoint<T>(DIMS, x, *c, from_tangent, to_tangent, out);                                                          \
+  }                                                                                                                   \
+  extern "C" void midpoint_backward_##SUFFIX(SHAPE, const T* grad, const T* x, const T* c, int64_t from_tangent,      \
+                                             int64_t to_tangent, T* grad_x, T* by_c) {                                \
+    midpoint_backward<T>(DIMS, grad, x, *c, from_tangent, to_tangent, grad_x, by_c);                                  \
+  }                                                                                                                   \
   extern "C" void batch_norm_##SUFFIX(SHAPE, const T* h, const T* mean, const T* variance, const T* gain,          \
                                       const T* center, const T* c, const T* limit, double eps, int64_t tangent,    \
                                       int64_t relu, double base_gain, double cap, T* out, T* xi, T* log,           \

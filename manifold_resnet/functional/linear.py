@@ -42,6 +42,10 @@ from manifold_resnet.functional._hyperplanes import (
 from manifold_resnet.functional.charts import convert, squared_limit
 
 
+def _rows(v: Tensor) -> Tensor:
+    return v.reshape(math.prod(v.shape[:-1]), v.shape[-1])
+
+
 def _linear(
     v: Tensor, weight: Tensor, offset: Tensor | None, c: Tensor, limit: Tensor | None, scale: float | None
 ) -> tuple[Tensor, ...]:
@@ -50,7 +54,7 @@ def _linear(
     That is excess, slope, squares, directions and lengths.
     """
     directions, norm = _directions(weight, c, scale, 1.0)
-    rows = v.reshape(-1, v.shape[-1])
+    rows = _rows(v)
     square = (rows * rows).sum(1).view(-1, 1, 1)
     inner = F.linear(rows, directions).unsqueeze(2)
     result, excess, slope = _hyperplanes(inner, square, norm, offset, c, limit, is_input=False)
@@ -73,11 +77,11 @@ def _linear_backward(
     norm: Tensor,
     scale: float | None,
 ) -> tuple[Tensor | None, ...]:
-    rows = v.reshape(-1, v.shape[-1])
+    rows = _rows(v)
     if torch.is_grad_enabled():  # a second derivative goes through these as well
         directions, norm = _directions(weight, c, scale, 1.0)
         square = (rows * rows).sum(1).view(-1, 1, 1)
-    flat = -1, weight.shape[0], 1
+    flat = rows.shape[0], weight.shape[0], 1
     of_weight = needs[1] or needs[3]
     grad_inner, grad_square, grad_norm, grad_offset, grad_c, grad_limit = _hyperplanes_backward(
         (None if grads[0] is None else grads[0].reshape(flat), grads[1]), (True, True, of_weight, *needs[2:]), None,
@@ -85,9 +89,9 @@ def _linear_backward(
     )  # fmt: skip
     grad_v = grad_weight = None
     if grad_inner is not None and grad_square is not None:
-        grad_inner = grad_inner.squeeze(2)
+        grad_inner, grad_square = grad_inner.squeeze(2).to(rows.dtype), grad_square.squeeze(2).to(rows.dtype)
         if needs[0]:
-            grad_v = torch.addcmul(grad_inner @ directions, grad_square.squeeze(2), rows, value=2).view(v.shape)
+            grad_v = torch.addcmul(grad_inner @ directions, grad_square, rows, value=2).view(v.shape)
         if of_weight:
             grad_weight, more = _directions_backward(
                 (grad_inner.t() @ rows, grad_norm), needs[1::2], weight, c, scale, 1.0

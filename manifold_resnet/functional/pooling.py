@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -41,45 +40,39 @@ def _means(h: Tensor) -> tuple[Tensor, Tensor]:
     return h.mean(2, keepdim=True), _excess(h, 1).mean(2, keepdim=True)
 
 
-def _midpoint(x: Tensor, c: Tensor, src: Chart, dst: Chart) -> tuple[Tensor, Tensor]:
-    """Of ``[B, C, N]``: each image's midpoint ``[B, C, 1]``; the means it is made of ``[B, C + 1, 1]``."""
+def _midpoint(x: Tensor, c: Tensor, src: Chart, dst: Chart) -> Tensor:
+    """Of ``[B, C, N]``: each image's midpoint ``[B, C, 1]``."""
     library = None if "ball" in (src, dst) else native(x, c)
     if library is not None:
         return library.midpoint(x, c, src == "tangent", dst == "tangent")
     mean, excess = _means(_to(x, c, src, "hyperboloid"))
-    return _to(_normalise(mean, excess, 1), c, "hyperboloid", dst), torch.cat([mean, excess], 1)
+    return _to(_normalise(mean, excess, 1), c, "hyperboloid", dst)
 
 
 def _midpoint_backward(
-    grads: tuple[Tensor | None, ...],
-    needs: tuple[bool, bool],
-    x: Tensor,
-    c: Tensor,
-    _: Tensor,
-    sums: Tensor,
-    src: Chart,
-    dst: Chart,
+    grad: Tensor, needs: tuple[bool, bool], x: Tensor, c: Tensor, src: Chart, dst: Chart
 ) -> tuple[Tensor | None, Tensor | None]:
-    grad = grads[0]
-    if grad is None:
-        return None, None
     library = None if "ball" in (src, dst) else native(x, grad, c)
     if library is not None:
-        grad_x, by_c = library.midpoint_backward(grad, x, c, src == "tangent", dst == "tangent", sums)
-        return grad_x, by_c.sum() if needs[1] else None
+        grad_x, by_c = library.midpoint_backward(grad, x, c, src == "tangent", dst == "tangent")
+        return grad_x, by_c.sum() if needs[1] and "tangent" in (src, dst) else None
     h = _to(x, c, src, "hyperboloid")
-    mean, excess = _means(h) if torch.is_grad_enabled() else sums.split([x.shape[1], 1], 1)
+    mean, excess = _means(h)
     m = _normalise(mean, excess, 1)
     grad_m, by_c = _to_backward(grad, (True, needs[1]), m, c, "hyperboloid", dst)
     grad_mean, grad_excess = _normalise_backward(grad_m, (True, True), mean, excess, 1)
     (by_excess,) = _excess_backward(grad_excess, (True,), h, 1)
     grad_h = (grad_mean + by_excess) / x.shape[2]
     grad_x, more = _to_backward(grad_h, needs, x, c, src, "hyperboloid")
-    parts = [part for part in (by_c, more) if part is not None]
-    return grad_x, sum(parts, c.new_zeros(())) if needs[1] else None
+    return grad_x, more if by_c is None else by_c if more is None else by_c + more
 
 
-_midpoint_op = differentiable(_midpoint, _midpoint_backward, tensors=2, keep_outputs=True, auxiliary=1)
+_midpoint_op = differentiable(_midpoint, _midpoint_backward, tensors=2)
+
+
+def _is_one(size: object) -> bool:
+    sizes = size if isinstance(size, (tuple, list)) else (size, size)
+    return len(sizes) == 2 and all(type(n) is int and n == 1 for n in sizes)
 
 
 def _pool(
@@ -193,9 +186,9 @@ def poincare_adaptive_avg_pool2d(
     >>> F.poincare_adaptive_avg_pool2d(x, 1, c=1.0).shape, F.poincare_adaptive_avg_pool2d(x, 1, c=1.0).item()
     (torch.Size([1, 1, 1, 1]), 0.0)
     """
-    if output_size in (1, (1, 1)) and x.ndim == 4 and x.shape[2:].numel() > 0:
+    if _is_one(output_size) and x.ndim == 4 and x.shape[2:].numel() > 0:
         check_chart(in_chart, "in_chart")
         check_chart(out_chart, "out_chart")
         x = full_precision(x)
-        return _midpoint_op(x.flatten(2), curvature(c, x), in_chart, out_chart)[0].unsqueeze(3)
+        return _midpoint_op(x.flatten(2), curvature(c, x), in_chart, out_chart).unsqueeze(3)
     return _pool(x, lambda t: F.adaptive_avg_pool2d(t, output_size), c, in_chart, out_chart)

@@ -181,7 +181,7 @@ class PoincareResNet(nn.Module):
         if norm_gain is None:
             norm_gain = min(2.0, ball.c.item() ** -0.5)
         for name, value in (("norm_gain", norm_gain), ("branch_gain", branch_gain)):
-            if not 0 < value < math.inf:
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 1e-9 < value < 1e9:
                 raise ValueError(f"{name} must be a number above 0, got {value!r}")
         self.ball = ball
         relu = PoincareReLU(ball=ball, dim=1) if activation == "relu" else None
@@ -240,8 +240,7 @@ class PoincareResNet(nn.Module):
             for module in self.modules():
                 if isinstance(module, PoincareBatchNorm2d):
                     cast(Tensor, module.log_scale).fill_(math.log(norm_gain))
-                    # until there are statistics, norms leave distances as they are
-                    cast(Tensor, module.running_var).fill_((module.base_gain * norm_gain) ** 2)
+                    module.reset_running_stats()
             for module in self.modules():
                 if isinstance(module, PoincareBlock):
                     _, last_norm = module.layers[-1]

@@ -86,16 +86,17 @@ class _PoincareBatchNorm(BoundedModule):
         """Forget the running statistics: the mean is the origin, and the norm does not scale."""
         if self.running_sums is not None and self.running_var is not None and self.num_batches_tracked is not None:
             self.running_sums.zero_()
-            self.running_var.fill_(self.base_gain**2)
+            gain = self.gain()
+            self.running_var.copy_(self.running_var.new_full((), self.base_gain**2) if gain is None else gain.square())
             self.num_batches_tracked.zero_()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Forget the running statistics, and make the centre the origin and the scale the initial one."""
-        self.reset_running_stats()
         if self.log_scale is not None and self.bias is not None:
             self.log_scale.zero_()
             self.bias.zero_()
+        self.reset_running_stats()
 
     @property
     def running_mean(self) -> Tensor | None:

@@ -474,3 +474,65 @@ def test_wrong_types_say_what_is_wrong(name):
         function(torch.zeros(2, 3, dtype=torch.long), c=1.0)
     with pytest.raises(TypeError, match="list"):
         function([[0.0, 0.1]], c=1.0)
+
+
+@pytest.mark.parametrize("distance", [2.0, 6.0, 10.0])
+def test_global_pooling_of_equal_points_is_that_point(distance, backend):
+    """In single precision, far from the origin, too: rounding must not move the mean off the hyperboloid."""
+    u = torch.nn.functional.normalize(torch.randn(256, 16, 1, 1, generator=generator()), dim=1) * distance / 2
+    for size in (1, 2) if backend == "compiled" else (1,):  # the kernels add up in double precision
+        pixels = u.expand(-1, -1, size, size)
+        pooled = F.poincare_adaptive_avg_pool2d(pixels, 1, c=1.0, in_chart="tangent", out_chart="tangent")
+        torch.testing.assert_close(pooled, u, atol=1e-5, rtol=1e-5)
+
+
+def test_global_pooling_at_the_end_of_the_number_format(backend):
+    h = torch.nn.functional.normalize(torch.randn(1, 4, 1, 1, generator=generator()), dim=1) * math.sinh(39.0)
+    h.requires_grad_()
+    c = torch.tensor(1.0, requires_grad=True)
+    pooled = F.poincare_adaptive_avg_pool2d(h, 1, c=c, in_chart="hyperboloid", out_chart="hyperboloid")
+    torch.testing.assert_close(pooled, h)
+    grad_h, grad_c = torch.autograd.grad(pooled.sum(), (h, c), allow_unused=True)
+    assert grad_h.isfinite().all()
+    assert grad_c is None  # it plays no part between these charts
+
+
+def test_pooled_points_may_be_changed_in_place(backend):
+    x = (0.1 * torch.randn(3, 4, 9, 9, generator=generator())).requires_grad_()
+    for chart in ("ball", "tangent"):
+        F.poincare_adaptive_avg_pool2d(x, 1, c=1.0, in_chart=chart, out_chart=chart).mul_(2).sum().backward()
+
+
+def test_batches_of_gradients(backend):
+    """``jacobian(vectorize=True)`` hands over tensors without numbers of their own."""
+    points = 0.1 * torch.randn(3, 4, generator=generator(), dtype=torch.float64)
+    images = 0.1 * torch.randn(1, 2, 17, 16, generator=generator(), dtype=torch.float64)
+    normals = torch.ones(2, 4, dtype=torch.float64)
+    charts = {"in_chart": "tangent", "out_chart": "tangent"}
+    for function, x in (
+        (lambda x: F.poincare_mlr(x, normals, c=1.0), points),
+        (lambda x: F.poincare_adaptive_avg_pool2d(x, 1, c=1.0, **charts), images),
+    ):
+        jacobian = torch.autograd.functional.jacobian
+        torch.testing.assert_close(jacobian(function, x, vectorize=True), jacobian(function, x))
+
+
+def test_offsets_of_another_precision_and_no_features(backend):
+    x, weight = 0.1 * torch.randn(3, 4, generator=generator()), torch.randn(5, 4, generator=generator())
+    offset = torch.full((5,), 0.1, dtype=torch.float64)
+    for function in (F.poincare_mlr, F.poincare_linear):
+        leaves = [t.clone().requires_grad_() for t in (x, weight, offset)]
+        y = function(*leaves, c=1.0)
+        torch.testing.assert_close(y, function(x.double(), weight.double(), offset, c=1.0), atol=1e-5, rtol=1e-5)
+        gradients = torch.autograd.grad(y.sum(), leaves)
+        assert [g.dtype for g in gradients] == [torch.float32, torch.float32, torch.float64]
+        assert function(torch.zeros(3, 0), torch.zeros(5, 0), c=1.0).shape == (3, 5)
+
+
+def test_arguments_are_checked_whatever_came_before():
+    x, weight = torch.zeros(3, 4, 9, 9), torch.zeros(6, 4, 3, 3)
+    for stride in ((1, 2), [1, 2]):
+        assert F.poincare_conv2d(x, weight, stride=stride, c=1.0).shape == (3, 6, 7, 4)
+    for stride in ((1, 2.0), [1, 2.0], [[1], [1]], {1}):  # some of them equal one that is right
+        with pytest.raises(ValueError, match="stride must be an integer >= 1 or 2 of them"):
+            F.poincare_conv2d(x, weight, stride=stride, c=1.0)

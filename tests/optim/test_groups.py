@@ -78,9 +78,52 @@ def test_decay_factors():
     assert decayed["decay_factors"] == pytest.approx([32, 1, 1])
     assert "decay_factors" not in kept
     assert "decay_factors" not in parameter_groups(layers[2], weight_decay=0.1)[0]
-    decayed["decay_factors"] = [1.0]
-    with pytest.raises(ValueError, match=r"one number per parameter of the group, 3; got 1"):
-        RiemannianAdam([decayed])
+
+
+@pytest.mark.parametrize(
+    ("factors", "error", "message"),
+    [
+        ([1.0, 1.0], ValueError, "one number per parameter of the group, 1; got 2"),
+        ([-1.0], ValueError, "finite and 0 or more"),
+        ([float("nan")], ValueError, "finite and 0 or more"),
+        (2.0, TypeError, "list of numbers, got 2.0"),
+        (["a"], TypeError, "list of numbers"),
+    ],
+)
+def test_bad_decay_factors(factors, error, message):
+    group = {"params": [torch.nn.Parameter(torch.ones(3))], "decay_factors": factors}
+    with pytest.raises(error, match=message):
+        RiemannianAdam([group])
+
+
+class OtherBall(geoopt.PoincareBall):
+    """Stepped by its own methods, not with the rows of other balls."""
+
+
+@pytest.mark.parametrize("optimizer", [RiemannianAdam, RiemannianSGD])
+def test_decay_factors_hold_for_every_kind_of_parameter(optimizer, backend):
+    for manifold in (geoopt.PoincareBall(0.5), OtherBall(0.5), geoopt.Euclidean(), None):
+
+        def stepped(decay, factor, manifold=manifold):
+            point = torch.full((2, 3), 0.1, dtype=torch.float64)
+            point = (
+                torch.nn.Parameter(point)
+                if manifold is None
+                else geoopt.ManifoldParameter(point, manifold=manifold.double())
+            )
+            group = {"params": [point], "weight_decay": decay, "decay_factors": factor}
+            stepper = optimizer([group], lr=0.1)
+            late = torch.nn.Parameter(torch.ones(2))
+            stepper.param_groups[0]["params"].append(late)  # has no factor of its own
+            point.grad, late.grad = torch.full_like(point, 0.01), torch.ones_like(late)
+            stepper.step()
+            assert (late < 1).all()
+            return point.detach()
+
+        expected = stepped(0.06, [1.0])
+        assert not torch.equal(expected, stepped(0.02, [1.0]))
+        for factor in ([3.0], torch.tensor([3.0]), [torch.tensor(3.0)]):
+            torch.testing.assert_close(stepped(0.02, factor), expected)
 
 
 def test_state_of_a_version_without_decay_factors_goes_on_as_it_began(backend):
