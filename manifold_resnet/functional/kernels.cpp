@@ -882,7 +882,7 @@ void lift_backward(int64_t n, const T* grad, const T* x, double c, double cap, T
   *by_c = f_c * along;
 }
 
-// Window sums of the channels' sums of squares (conv._inner)
+// Window sums of the channels' sums of squares (conv._patch_squares)
 struct Window {
   int64_t height, width, out_height, out_width, kh, kw, sh, sw, ph, pw, dh, dw;
   // the columns x of the result with 0 <= x sw + shift < width

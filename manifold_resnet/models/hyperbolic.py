@@ -35,7 +35,7 @@ Block = Literal["basic", "bottleneck"]
 
 
 def default_branch_gain(blocks: int, init: str) -> float:
-    """Gain of a block's second norm at first, relative to the norm's own.
+    """Gain of a block's second norm at first, relative to the other norms'.
 
     Every norm starts with points at the same distance, and every block adds that to its shortcut. Under the identity
     initialisation all branches point the way their shortcut does: 54 blocks take distances to five times those after
