@@ -24,7 +24,7 @@ from scipy.special import beta
 from torch import Tensor
 
 from manifold_resnet.functional._autograd import differentiable, reshaped
-from manifold_resnet.functional._backend import kernel, native
+from manifold_resnet.functional._backend import kernel, native, transformed
 from manifold_resnet.functional._checks import (
     Chart,
     check_chart,
@@ -130,10 +130,17 @@ def _product_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients for images and kernels by the inner products."""
     strides, paddings, dilations = geometry
+    images, kernels = v.to(low), weight.to(low)
+    # with few channels oneDNN is up to twice as fast if they come last
+    last = needs[0] and v.ndim == 4 and v.shape[1] < 16 and v.is_cpu and v.is_contiguous() and not transformed()
+    if last:
+        grad, images, kernels = (t.contiguous(memory_format=torch.channels_last) for t in (grad, images, kernels))
     grad_v, grad_weight, _ = torch.ops.aten.convolution_backward.default(
-        grad.to(low), v.to(low), weight.to(low), None, strides, paddings, dilations, False, [0] * len(strides), 1,
+        grad.to(low), images, kernels, None, strides, paddings, dilations, False, [0] * len(strides), 1,
         [*needs, False],
     )  # fmt: skip
+    if last and grad_v is not None:
+        grad_v = grad_v.contiguous()
     return None if grad_v is None else grad_v.to(v.dtype), None if grad_weight is None else grad_weight.to(weight.dtype)
 
 

@@ -42,20 +42,20 @@ def hyperplanes(
     factor = SinhFactor(square, number, reach)
     if offset is not None:
         cosh_r, sinh_r = _offset_terms(offset, number, 0.5 * reach)
-    two_norm, excess = (2 * norm).view(1, -1, 1), inner.new_ones(1, 1, 1)
+    # q is kept times sqrt(2): 2 asinh q = log1p(2 |q| (|q| + sqrt(1 + q^2))), where nothing cancels
+    to_q = factor.value * math.sqrt(2)
+    norm, excess, two = norm.view(1, -1, 1), inner.new_ones(1, 1, 1), inner.new_full((1, 1, 1), 2)
     one = excess
     memory = Scratch(inner, 2)
     first = 0
-    for q, slope, cosh in pieces(inner, factor.value, factor.time):
+    for q, slope, cosh in pieces(inner, to_q, factor.time):
         x, y = memory.like(q)
         q.mul_(slope)
         if offset is not None:
-            q.mul_(cosh_r).addcmul_(cosh, sinh_r, value=-1)
-        # |asinh q| = log1p(x + x^2/(1 + sqrt(1 + x^2)))
-        torch.abs(q, out=x)
-        torch.addcmul(one, q, q, out=y).sqrt_().add_(1)
-        x.addcmul_(x, torch.div(x, y, out=y)).log1p_()
-        x.mul_(two_norm).clamp_(max=reach).expm1_()
+            q.mul_(cosh_r).addcmul_(cosh, sinh_r, value=-math.sqrt(2))
+        torch.abs(q, out=y)
+        torch.addcmul(two, q, q, out=x).sqrt_().add_(y).mul_(y).log1p_()
+        x.mul_(norm).clamp_(max=reach).expm1_()
         x.addcdiv_(x, torch.add(x, 1, out=y))  # twice |h|
         s = dot(x, x, y)
         torch.copysign(x, q, out=q)
@@ -87,7 +87,8 @@ def hyperplanes_backward(
     prepare(h)
     number, most, reach = c.item(), limit.item(), sinh_limit(h.dtype)
     root_c = math.sqrt(number)
-    overflow = 80.0 if h.dtype == torch.float32 else 700.0
+    log2 = math.log(2)  # powers of two are faster than those of e
+    overflow = (80.0 if h.dtype == torch.float32 else 700.0) / log2
     far = math.sinh(reach) * (1 - 1e-5)
     bounded = excess.numel() > 1 or most > far * far
     one, two_norm = h.new_ones(1, 1, 1), (2 * norm).view(1, -1, 1)
@@ -97,7 +98,8 @@ def hyperplanes_backward(
         cosh_r, sinh_r = _offset_terms(offset, number, 0.5 * reach)
     cosh = (slope * slope).mul_(square).add_(1).sqrt_()
     limit_y = math.asinh(math.sqrt(most)) if not bounded else reach
-    steep = h.numel() > 0 and limit_y * inverse_norm.max().item() > overflow
+    inverse_norm.mul_(0.5 / log2)
+    steep = h.numel() > 0 and limit_y * 2 * inverse_norm.max().item() > overflow
     memory = Scratch(h, 4)
     grad_inner, along_q, along_sinh = torch.empty_like(h), torch.empty_like(square), torch.empty_like(square)
     four_norm, by_norm, by_q, by_cosh = 2 * two_norm, [], [], []
@@ -112,13 +114,13 @@ def hyperplanes_backward(
             g.mul_(raw.abs() < far)
         torch.addcmul(one, raw, raw, out=x).sqrt_()
         torch.abs(raw, out=y)
-        y.addcmul_(y, torch.div(y, torch.add(x, 1, out=z), out=z)).log1p_().mul_(inverse_norm)
+        y.mul_(torch.add(y, x, out=z)).mul_(2).log1p_().mul_(inverse_norm)
         if steep:
             y.clamp_(max=overflow)
-        torch.copysign(y, raw, out=y)  # asinh q
+        torch.copysign(y, raw, out=y)  # asinh q over log 2
         x.mul_(g)  # gradient for the scaled distance
         by_norm.append(torch.mul(x, y, out=z).sum((0, 2)))
-        y.exp_()
+        y.exp2_()
         torch.reciprocal(y, out=z)
         x.mul_(four_norm).div_(torch.add(y, z, out=out))  # gradient for q
         torch.mul(y.sub_(z), x, out=z)  # that times 2 q
@@ -149,4 +151,4 @@ def hyperplanes_backward(
         if offset is not None and grad_offset is not None:
             grad_c.add_(torch.dot(grad_offset, offset), alpha=0.5)
         grad_c.div_(number)
-    return grad_inner, grad_square, 2 * sum(by_norm), grad_offset, grad_c
+    return grad_inner, grad_square, sum(by_norm).mul_(2 * log2), grad_offset, grad_c

@@ -132,13 +132,15 @@ def batch_norm_backward(
     ratio_beta_m = torch.dot(ratio_beta, m).item()
     ratio_row, ratio_column, m_column = ratio.view(1, 1, -1), ratio.view(1, -1, 1), m.view(1, -1, 1)
 
-    grad_h, memory = torch.empty_like(h), Scratch(h, 4)
+    grad_h, differences, squares = torch.empty_like(h), torch.empty_like(h), torch.empty_like(h)
+    memory = Scratch(h, 1)
     sum_beta = sum_xi = sum_m = sum_c = 0.0
     known, totals = [], []
-    for x, g, mask, xi_, k, out in pieces(h, grad, grad if result is None else result, xi, log, grad_h):
-        masked, b, p, square = memory.like(x)
+    masks = grad if result is None else result
+    for x, g, mask, xi_, k, b, square, out in pieces(h, grad, masks, xi, log, differences, squares, grad_h):
+        (p,) = memory.like(x)
         if result is not None:
-            g = torch.ops.aten.threshold_backward.grad_input(g, mask, 0, grad_input=masked)
+            g = torch.ops.aten.threshold_backward.grad_input(g, mask, 0, grad_input=out)
         torch.addcmul(x, xi_, m_column, value=-1, out=b)
         torch.mul(g, b, out=p)
         torch.mul(b, b, out=square)
@@ -202,12 +204,9 @@ def batch_norm_backward(
 
     decay_row, decay_m_row = decay.view(1, 1, -1), (decay * m).view(1, 1, -1)
     coefficients, totals = [], []
-    for (x, xi_, k), (of_z, log_square, of_beta, grad_b, grad_m, b_b, b_m) in zip(
-        pieces(h, xi, log), known, strict=True
+    for (b, square, xi_, k), (of_z, log_square, of_beta, grad_b, grad_m, b_b, b_m) in zip(
+        pieces(differences, squares, xi, log), known, strict=True
     ):
-        _, b, square, _ = memory.like(x)
-        torch.addcmul(x, xi_, m_column, value=-1, out=b)
-        torch.mul(b, b, out=square)
         grad_b.addcmul_(contract(decay_row, square), log_square)
         grad_m.addcmul_(contract(decay_m_row, b), log_square)
         if needs_c:
@@ -231,15 +230,13 @@ def batch_norm_backward(
         by_excess = -along * (1 + sums[-1].item())
     by_element = torch.stack([ratio_square, decay, one], 1)
     by_channel = torch.stack([ratio_beta, m, constant], 1)
-    for (x, xi_, out), (of_z, log_square, of_h, of_beta, of_m, inverse_time) in zip(
-        pieces(h, xi, grad_h), coefficients, strict=True
+    for (b, square, xi_, out), (of_z, log_square, of_h, of_beta, of_m, inverse_time) in zip(
+        pieces(differences, squares, xi, grad_h), coefficients, strict=True
     ):
-        _, b, square, _ = memory.like(x)
-        torch.addcmul(x, xi_, m_column, value=-1, out=b)
         of_h.add_(inverse_time, alpha=by_excess)
         out.addcmul_(b, contract(by_element, torch.cat([of_z, log_square, of_h], 1), out=square))
         of_one = torch.cat([of_beta, of_m.addcmul_(of_h, xi_), torch.ones_like(of_m)], 1)
-        torch.baddbmm(out, by_channel.expand(len(x), -1, -1), of_one, out=out)
+        torch.baddbmm(out, by_channel.expand(len(b), -1, -1), of_one, out=out)
     grad_c = c.new_full((), sum_c / number) if needs_c else None
     by_mean, by_variance = None if mean is None else grad_mean, None if variance is None else grad_variance
     return grad_h, by_mean, by_variance, inverse * along_w, grad_beta, grad_c

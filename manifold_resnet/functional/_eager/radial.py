@@ -97,7 +97,7 @@ class SinhFactor:
         if not math.isinf(reach):
             e.clamp_(max=reach)
         r = e.expm1_() / (e + 1)
-        self.time = (e * r).mul_(0.5).add_(1)
+        self.time = torch.addcmul(e.new_ones(()), e, r, value=0.5)
         self.value = e.add_(r).div_(double)
 
     def by_c(self, everywhere: bool) -> Tensor:

@@ -70,12 +70,12 @@ def residual_backward(
     prepare(x)
     number, most, reach = c.item(), limit.item(), sinh_limit(x.dtype)
     to_x, to_shortcut, sum_c = torch.empty_like(x), torch.empty_like(x), 0.0
-    memory = Scratch(x, 2)
+    memory = Scratch(x, 1)
     masks = grad if result is None else result
     for a, r, g, mask, out_x, out_r in pieces(x, shortcut, grad, masks, to_x, to_shortcut):
-        masked, p = memory.like(a)
+        (p,) = memory.like(a)
         if result is not None:
-            g = torch.ops.aten.threshold_backward.grad_input(g, mask, 0, grad_input=masked)
+            g = torch.ops.aten.threshold_backward.grad_input(g, mask, 0, grad_input=out_r)
         s_x, s_r, inner, grad_x, grad_r = dot(a, a, p), dot(r, r, p), dot(a, r, p), dot(g, a, p), dot(g, r, p)
         sinh = SinhFactor(s_r, number, reach) if shortcut_tangent else None
         exp, time_r = (torch.ones_like(s_r), (s_r + 1).sqrt_()) if sinh is None else (sinh.value, sinh.time)
