@@ -87,7 +87,7 @@ class Settings:
     depth: int = 20
     batch_size: int = None  # type: ignore[assignment]  # filled in below, as the next three
     image_size: int = None  # type: ignore[assignment]
-    c: float = 0.1
+    c: float = 0.025
     rounds: int = None  # type: ignore[assignment]
     naive: bool = None  # type: ignore[assignment]
     sweeps: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ def _benchmark_options(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="NAME", help="instead of these: resnet18, resnet34 or resnet50, next to torchvision's")
     add("--batch-size", metavar="N", type=int, help="images in a batch (default: 128, with --model 4)")
     add("--image-size", metavar="N", type=int, help="height and width of the images (default: 32, with --model 224)")
-    add("--c", metavar="C", type=float, help="the curvature of the ball is -C (default: 0.1)")
+    add("--c", metavar="C", type=float, help="the curvature of the ball is -C (default: 0.025)")
     add("--rounds", metavar="N", type=int, help="calls that count, of each network (default: 15, with --model 5)")
     add("--naive", action=argparse.BooleanOptionalAction, help="measure the plain composition of geoopt calls too: "
         "slow, and needs gigabytes (default: yes, with --model no)")  # fmt: skip

@@ -31,6 +31,8 @@ class Recipe:
         Length of the training, images per step, peak learning rate, weight decay.
     augment : {"crop-flip", "crop", "none"}
         Random changes of a training image; flips are for scenes that mean the same in a mirror.
+    c : float, optional
+        The ball has curvature ``-c``; None leaves it to the model.
 
     Examples
     --------
@@ -44,6 +46,7 @@ class Recipe:
     lr: float = 1e-2
     weight_decay: float = 1e-4
     augment: str = "crop-flip"
+    c: float | None = None
 
 
 class LabelledImages(Dataset):
@@ -139,7 +142,7 @@ def _torchvision(cls: type, by_name: bool, split: str, data_dir: Path) -> Labell
 _Loader = Callable[[str, Path], LabelledImages | None]
 
 DATASETS: dict[str, tuple[_Loader, Recipe]] = {
-    "digits": (_digits, Recipe(epochs=16, batch_size=32, augment="crop")),
+    "digits": (_digits, Recipe(epochs=16, batch_size=32, augment="crop", c=0.1)),
     "cifar10": (partial(_torchvision, datasets.CIFAR10, False), Recipe()),
     "cifar100": (partial(_torchvision, datasets.CIFAR100, False), Recipe()),
     "svhn": (partial(_torchvision, datasets.SVHN, True), Recipe(epochs=50, augment="crop")),

@@ -77,7 +77,7 @@ def poincare_resnet18(
     num_classes: int = 1000,
     *,
     in_channels: int = 3,
-    c: float = 0.1,
+    c: float | None = None,
     learnable_c: bool = False,
     variant: str | None = None,
     **options: Any,
@@ -93,8 +93,9 @@ def poincare_resnet18(
         Number of logits.
     in_channels : int
         Channels of the images; images of any size are taken, 224 x 224 is usual.
-    c : float
-        The curvature of the ball is ``-c``; the manifold runs along dimension 1 of images of points.
+    c : float, optional
+        The curvature of the ball is ``-c``, by default as in `create_model`; the manifold runs along dimension 1 of
+        images of points.
     learnable_c : bool
         Learn c.
     variant : {None, "paper"}
@@ -134,7 +135,7 @@ def poincare_resnet34(
     num_classes: int = 1000,
     *,
     in_channels: int = 3,
-    c: float = 0.1,
+    c: float | None = None,
     learnable_c: bool = False,
     variant: str | None = None,
     **options: Any,
@@ -156,7 +157,7 @@ def poincare_resnet50(
     num_classes: int = 1000,
     *,
     in_channels: int = 3,
-    c: float = 0.1,
+    c: float | None = None,
     learnable_c: bool = False,
     variant: str | None = None,
     **options: Any,

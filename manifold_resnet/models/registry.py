@@ -25,9 +25,18 @@ _SCHEME = (
 
 #: Options that a variant stands for; options given explicitly win.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "paper": {"init": "paper", "scale": "scalar", "head": "fc", "weight_on": "tangent", "bias": True, "norm_gain": 1.0},
+    "paper": {
+        "c": 0.1,
+        "init": "paper",
+        "scale": "scalar",
+        "head": "fc",
+        "weight_on": "tangent",
+        "bias": True,
+        "norm_gain": 1.0,
+    },
 }
 
+_C = 0.025
 _OPTIONS = {
     "hyperbolic": {
         "residual",
@@ -62,7 +71,7 @@ def default_options(name: str, variant: str | None = None) -> dict[str, Any]:
     Returns
     -------
     dict
-        The options of the kind of model and their values.
+        ``c``, unless the model is Euclidean, the options of the kind of model, and their values.
 
     Raises
     ------
@@ -81,7 +90,8 @@ def default_options(name: str, variant: str | None = None) -> dict[str, Any]:
     network = PoincareResNet if kind == "hyperbolic" else EuclideanResNet
     signature = inspect.signature(network).parameters
     chosen = VARIANTS.get(variant or "", {})
-    return {option: chosen.get(option, signature[option].default) for option in sorted(_OPTIONS[kind])}
+    options = {option: chosen.get(option, signature[option].default) for option in sorted(_OPTIONS[kind])}
+    return options if kind == "euclidean" else {"c": chosen.get("c", _C), **options}
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,7 @@ def create_model(
     num_classes: int = 10,
     *,
     in_channels: int = 3,
-    c: float = 0.1,
+    c: float | None = None,
     learnable_c: bool = False,
     variant: str | None = None,
     **options: Any,
@@ -136,8 +146,9 @@ def create_model(
         Number of logits.
     in_channels : int
         Channels of the images; images of any size from 8 up are taken.
-    c : float
-        The curvature of the ball is ``-c``. Without effect on "euclidean".
+    c : float, optional
+        The curvature of the ball is ``-c``; by default 0.025, with the variant "paper" 0.1. Without effect on
+        "euclidean".
     learnable_c : bool
         Learn c.
     variant : {None, "paper"}
@@ -163,7 +174,7 @@ def create_model(
     Examples
     --------
     >>> import torch, manifold_resnet as mr
-    >>> model = mr.models.create_model("hyperbolic-8-16-32-resnet-20", num_classes=10, c=0.1)
+    >>> model = mr.models.create_model("hyperbolic-8-16-32-resnet-20", num_classes=10)
     >>> model(torch.randn(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
@@ -176,6 +187,8 @@ def create_model(
     if unknown:
         takes = ", ".join(sorted(_OPTIONS[kind])) or "none"
         raise ValueError(f"{kind} models do not take the option {', '.join(unknown)}; options: {takes}")
+    default_c = defaults.pop("c", _C)
+    c = default_c if c is None else c
     if not (c > 0 and math.isfinite(c)):
         raise ValueError(f"c must be positive and finite (the ball's sectional curvature is -c), got {c}")
     options = {**defaults, **options}

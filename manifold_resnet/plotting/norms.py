@@ -24,7 +24,7 @@ def _mean_distance(u: Tensor) -> float:
 
 @torch.no_grad()
 def distances_through_convolutions(
-    init: str, layers: int, *, width: int = 16, size: int = 32, c: float = 0.1, seed: int = 0
+    init: str, layers: int, *, width: int = 16, size: int = 32, c: float = 0.025, seed: int = 0
 ) -> list[float]:
     """Mean distance of the pixels from the origin before and after each of a stack of 3x3 Poincaré convolutions.
 
@@ -97,7 +97,7 @@ def distances_through_blocks(model: nn.Module, images: Tensor) -> list[float]:
     return distances
 
 
-def distances_through_network(init: str, depth: int, *, c: float = 0.1, seed: int = 0) -> list[float]:
+def distances_through_network(init: str, depth: int, *, c: float = 0.025, seed: int = 0) -> list[float]:
     """Mean distance of the pixels from the origin after each residual block of a new Poincaré ResNet, in training mode.
 
     Parameters
@@ -122,7 +122,7 @@ def distances_through_network(init: str, depth: int, *, c: float = 0.1, seed: in
         return distances_through_blocks(model, torch.randn(8, 3, 32, 32))
 
 
-def plot_norms(*, depths: tuple[int, ...] = (20, 56, 110), c: float = 0.1) -> Figure:
+def plot_norms(*, depths: tuple[int, ...] = (20, 56, 110), c: float = 0.025) -> Figure:
     """Draw distances through a stack of convolutions, and through networks of the given depths, per initialisation.
 
     Parameters
@@ -160,7 +160,7 @@ def main() -> None:
     """Write the figure to a file named on the command line."""
     parser = argparse.ArgumentParser(description=plot_norms.__doc__.splitlines()[0] if plot_norms.__doc__ else None)
     parser.add_argument("output", help="file to write, .png or .svg")
-    parser.add_argument("--c", type=float, default=0.1, help="the curvature of the ball is -c")
+    parser.add_argument("--c", type=float, default=0.025, help="the curvature of the ball is -c")
     args = parser.parse_args()
     plot_norms(c=args.c).savefig(args.output, dpi=120)
 

@@ -52,6 +52,9 @@ def _text(value: Any) -> str:
     return value
 
 
+# Of runs made before there was a choice, or before it was recorded.
+_UNRECORDED = {"c": 0.1, "bias": True}
+
 _above_zero = _number(float, "a number above 0", lambda value: value > 0)
 _count = _number(int, "a whole number, 1 or more", lambda value: value >= 1)
 _natural = _number(int, "a whole number, 0 or more", lambda value: value >= 0)
@@ -65,8 +68,8 @@ def _option(default: Any, group: str, convert: Callable[[Any], Any], metavar: st
 class Config:
     """The settings of a training; ``--help`` of ``manifold-resnet train`` describes each.
 
-    ``None`` leaves a setting to the data set (epochs, batch size, learning rate, weight decay, augmentation) or to
-    ``create_model`` (everything about the network).
+    ``None`` leaves a setting to the data set (epochs, batch size, learning rate, weight decay, augmentation, curvature)
+    or to ``create_model`` (everything about the network).
 
     Raises
     ------
@@ -139,7 +142,11 @@ class Config:
         None, "network", _text, "NAME", "paper for the published configuration (default: what learns best)"
     )
     c: float | None = _option(
-        None, "network", _above_zero, "C", "the ball has curvature -C and radius 1/sqrt(C) (default: 0.1)"
+        None,
+        "network",
+        _above_zero,
+        "C",
+        "the ball has curvature -C and radius 1/sqrt(C) (default: 0.025; for digits, and for the variant paper, 0.1)",
     )
     learnable_c: bool | None = _option(None, "network", _switch, "", "train the curvature too")
     max_distance: float | None = _option(
@@ -341,6 +348,11 @@ class Config:
         except ValueError as error:
             raise UserError(str(error)) from error
         network = {name: value for name, value in network.items() if name in self.__dataclass_fields__}
+        c = recipe.pop("c")
+        if c is not None and "c" in network and self.variant is None:
+            network["c"] = c
+        if self.images is not None:
+            network |= {name: value for name, value in _UNRECORDED.items() if name in network}
         if self.optimizer == "adam":
             recipe["second_moment"] = "coordinate"  # learns best, see optim/README.md
         dataset = self.dataset
@@ -380,7 +392,7 @@ class Config:
         UserError
             If the name is unknown or the options don't go together, or ``images`` is not filled in.
         """
-        from manifold_resnet.models import create_model
+        from manifold_resnet.models import create_model, default_options
 
         if self.images is None:
             raise UserError("the images' size and classes are not known yet; open the data first")
@@ -389,12 +401,12 @@ class Config:
             for setting in fields(self)
             if setting.metadata.get("group") == "network" and setting.name != "model"
         }
-        if self.bias is None and self.model.startswith("hyperbolic"):
-            options["bias"] = True  # as in runs from before there was a choice
         given = {name: value for name, value in options.items() if value is not None}
         if given.get("activation") == "none":
             given["activation"] = None
         try:
+            known = default_options(self.model, self.variant)
+            given = {name: value for name, value in _UNRECORDED.items() if name in known} | given
             return create_model(self.model, len(self.images["classes"]), in_channels=self.images["channels"], **given)
         except (TypeError, ValueError) as error:
             raise UserError(f"cannot build {self.model}: {error}") from error

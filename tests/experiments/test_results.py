@@ -24,7 +24,7 @@ def test_groups_are_runs_that_differ_in_their_seed_alone(loaded):
     seeds = [with_settings(run, seed=seed, data_dir=f"/{seed}") for seed in range(3)]
     assert group_labels([*seeds, loaded[1]]) == [model] * 3 + [loaded[1].config.model]
     flat = with_settings(run, c=0.5)
-    assert group_labels([run, flat, loaded[1]]) == [f"{model}, c None", f"{model}, c 0.5", loaded[1].config.model]
+    assert group_labels([run, flat, loaded[1]]) == [f"{model}, c 0.1", f"{model}, c 0.5", loaded[1].config.model]
 
 
 def test_files(loaded, tmp_path):

@@ -165,7 +165,7 @@ def test_features_keep_within_the_bound(c, max_distance):
 def test_monitor_counts_exactly_the_points_on_the_bound(max_distance):
     """Every layer's points, counted here by hooks from what the layer returned."""
     model = make(max_distance=max_distance, activation=None, dtype=torch.float64)
-    bound = F.DEFAULT_MAX_DISTANCE / math.sqrt(0.1) if max_distance is None else max_distance
+    bound = F.DEFAULT_MAX_DISTANCE / math.sqrt(0.025) if max_distance is None else max_distance
     counted = {}
 
     def count(name, layer, args, kwargs, out):

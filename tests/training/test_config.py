@@ -154,6 +154,29 @@ def test_resolved_settings_outlive_other_defaults():
     assert Config(model="euclidean-4-4-4-resnet-8").resolved().init is None
 
 
+@pytest.mark.parametrize(
+    ("settings", "c"),
+    [
+        ({"dataset": "cifar10"}, 0.025),
+        ({"dataset": "cifar10", "variant": "paper"}, 0.1),
+        ({"dataset": "cifar10", "model": "euclideanwhypclass-4-4-4-resnet-8"}, 0.025),
+        ({"dataset": "digits"}, 0.1),
+        ({"dataset": "digits", "c": 2.0}, 2.0),
+        ({"dataset": "digits", "model": "euclidean-4-4-4-resnet-8"}, None),
+    ],
+    ids=str,
+)
+def test_curvature_by_data_set_and_variant(settings, c):
+    assert Config(**settings).resolved().c == c
+
+
+def test_runs_that_did_not_record_the_curvature_keep_it():
+    stored = Config(dataset="cifar10", model="hyperbolic-4-4-4-resnet-8", images=images())
+    assert stored.resolved().c == 0.1
+    assert stored.resolved().bias is True
+    assert float(stored.create_model().ball.c) == pytest.approx(0.1)
+
+
 def test_settings_of_one_optimizer_are_refused_by_the_other():
     with pytest.raises(UserError, match="--second-moment is a setting of --optimizer adam, not of sgd"):
         Config(optimizer="sgd", second_moment="coordinate")

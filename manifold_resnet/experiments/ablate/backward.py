@@ -87,7 +87,7 @@ def compare_backward(
 def _compare(config: Config, images: Tensor, labels: Tensor, rounds: int) -> list[dict[str, Any]]:
     torch.manual_seed(config.seed)
     twin = replace(config, model="euclidean" + config.model.removeprefix("hyperbolic"))
-    model = Config(model=config.model, c=config.c, images=config.images).create_model().to(images)
+    model = Config(model=config.model, c=config.c, bias=config.bias, images=config.images).create_model().to(images)
     contenders = {
         "euclidean": Config(model=twin.model, images=config.images).create_model().to(images),
         "hand-written": model,
