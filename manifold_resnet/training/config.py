@@ -52,8 +52,14 @@ def _text(value: Any) -> str:
     return value
 
 
-# Of runs made before there was a choice, or before it was recorded.
-_UNRECORDED = {"c": 0.1, "bias": True}
+def _recorded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run, with those filled in that runs did not record while there was no choice."""
+    kind = str(values.get("model", "hyperbolic")).partition("-")[0]
+    if values.get("images") is None or kind == "euclidean":
+        return dict(values)
+    missing = {"c": 0.1, "bias": True} if kind == "hyperbolic" else {"c": 0.1}
+    return {**values, **{name: value for name, value in missing.items() if values.get(name) is None}}
+
 
 _above_zero = _number(float, "a number above 0", lambda value: value > 0)
 _count = _number(int, "a whole number, 1 or more", lambda value: value >= 1)
@@ -300,11 +306,11 @@ class Config:
                 close = difflib.get_close_matches(name, known, n=1)
                 guess = f"; did you mean {close[0]}?" if close else ""
                 raise UserError(f"{source} has an unknown setting {name!r}{guess}")
-        return cls(**named)
+        return cls(**_recorded(named))
 
     @classmethod
     def read_dict(cls, path: str | Path) -> dict[str, Any]:
-        """Settings of a YAML file, as a dict to override and hand to ``from_dict``.
+        """Settings of a YAML file, to override and hand to ``from_dict``, without what a run knew of its images.
 
         Raises
         ------
@@ -321,7 +327,9 @@ class Config:
             raise UserError(f"{path} is not valid YAML{line}; each line should read `setting: value`") from error
         if not isinstance(values, dict):
             raise UserError(f"{path} holds no settings; each line should read `setting: value`")
-        return {str(key).replace("-", "_"): value for key, value in values.items()}
+        values = _recorded({str(key).replace("-", "_"): value for key, value in values.items()})
+        values.pop("images", None)
+        return values
 
     def to_yaml(self, comment: str = "") -> str:
         """Write the settings as a YAML file that ``--config`` reads."""
@@ -351,8 +359,6 @@ class Config:
         c = recipe.pop("c")
         if c is not None and "c" in network and self.variant is None:
             network["c"] = c
-        if self.images is not None:
-            network |= {name: value for name, value in _UNRECORDED.items() if name in network}
         if self.optimizer == "adam":
             recipe["second_moment"] = "coordinate"  # learns best, see optim/README.md
         dataset = self.dataset
@@ -392,7 +398,7 @@ class Config:
         UserError
             If the name is unknown or the options don't go together, or ``images`` is not filled in.
         """
-        from manifold_resnet.models import create_model, default_options
+        from manifold_resnet.models import create_model
 
         if self.images is None:
             raise UserError("the images' size and classes are not known yet; open the data first")
@@ -405,8 +411,6 @@ class Config:
         if given.get("activation") == "none":
             given["activation"] = None
         try:
-            known = default_options(self.model, self.variant)
-            given = {name: value for name, value in _UNRECORDED.items() if name in known} | given
             return create_model(self.model, len(self.images["classes"]), in_channels=self.images["channels"], **given)
         except (TypeError, ValueError) as error:
             raise UserError(f"cannot build {self.model}: {error}") from error

@@ -536,3 +536,17 @@ def test_arguments_are_checked_whatever_came_before():
     for stride in ((1, 2.0), [1, 2.0], [[1], [1]], {1}):  # some of them equal one that is right
         with pytest.raises(ValueError, match="stride must be an integer >= 1 or 2 of them"):
             F.poincare_conv2d(x, weight, stride=stride, c=1.0)
+
+
+@pytest.mark.parametrize(("dtype", "distance", "offset"), [(torch.float32, 15.0, 8.0), (torch.float64, 140.0, 50.0)])
+def test_hyperplanes_so_far_away_that_their_distances_have_no_sinh_to_square(backend, dtype, distance, offset):
+    x, weight, bias = (
+        torch.tensor(t, dtype=dtype, requires_grad=True)
+        for t in ([[distance, 0.0]], [[1e-3, 0.0], [0.0, 0.0]], [-offset, -offset])
+    )
+    h = F.poincare_linear(x, weight, bias, c=1.0, in_chart="tangent", out_chart="hyperboloid")
+    expected = math.sinh(2e-3 * (2 * distance + 2 * offset))
+    torch.testing.assert_close(h, torch.tensor([[expected, 0.0]], dtype=dtype), rtol=0.02, atol=1e-6)
+    grads = torch.autograd.grad(h.sum(), (x, weight, bias))
+    assert all(g.isfinite().all() for g in grads)
+    torch.testing.assert_close(grads[0][0, 0].item(), 2 * 2e-3 * math.cosh(expected), rtol=0.05, atol=0.0)

@@ -1,4 +1,4 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -170,11 +170,21 @@ def test_curvature_by_data_set_and_variant(settings, c):
     assert Config(**settings).resolved().c == c
 
 
-def test_runs_that_did_not_record_the_curvature_keep_it():
-    stored = Config(dataset="cifar10", model="hyperbolic-4-4-4-resnet-8", images=images())
-    assert stored.resolved().c == 0.1
-    assert stored.resolved().bias is True
+def test_runs_that_did_not_record_the_curvature_keep_it(tmp_path):
+    values = {"dataset": "cifar10", "model": "hyperbolic-4-4-4-resnet-8", "c": None, "images": images()}
+    stored = Config.from_dict(values)
+    assert (stored.resolved().c, stored.resolved().bias) == (0.1, True)
     assert float(stored.create_model().ball.c) == pytest.approx(0.1)
+    (tmp_path / "config.yaml").write_text(stored.to_yaml().replace("c: 0.1", "c: null"))
+    read = Config.read_dict(tmp_path / "config.yaml")
+    assert (read["c"], "images" in read) == (0.1, False)
+
+
+def test_the_twin_of_a_euclidean_run_gets_the_usual_curvature(tmp_path):
+    euclidean = Config(dataset="cifar10", model="euclidean-4-4-4-resnet-8").resolved()
+    (tmp_path / "config.yaml").write_text(replace(euclidean, images=images()).to_yaml())
+    twin = Config.from_dict({**Config.read_dict(tmp_path / "config.yaml"), "model": "hyperbolic-4-4-4-resnet-8"})
+    assert (twin.resolved().c, twin.resolved().bias) == (0.025, False)
 
 
 def test_settings_of_one_optimizer_are_refused_by_the_other():

@@ -25,6 +25,11 @@ def _offset_terms(offset: Tensor, c: float, limit: float) -> tuple[Tensor, Tenso
     return r.cosh(), r.sinh()
 
 
+def _reach(square: Tensor, offset: Tensor, c: float) -> float:
+    """Bounds asinh |q|."""
+    return 2 * math.sqrt(c) * (math.sqrt(square.max().item()) + offset.abs().max().item())
+
+
 def hyperplanes(
     inner: Tensor,
     square: Tensor,
@@ -42,19 +47,24 @@ def hyperplanes(
     factor = SinhFactor(square, number, reach)
     if offset is not None:
         cosh_r, sinh_r = _offset_terms(offset, number, 0.5 * reach)
-    # q is kept times sqrt(2): 2 asinh q = log1p(2 |q| (|q| + sqrt(1 + q^2))), where nothing cancels
-    to_q = factor.value * math.sqrt(2)
-    norm, excess, two = norm.view(1, -1, 1), inner.new_ones(1, 1, 1), inner.new_full((1, 1, 1), 2)
-    one = excess
+    # Near: q times sqrt(2), for 2 asinh |q| = log1p(2 |q| (|q| + sqrt(1 + q^2))). Far: |q| may have no square.
+    far = offset is not None and _reach(square, offset, number) > 0.5 * math.log(torch.finfo(inner.dtype).max)
+    unit = 1.0 if far else math.sqrt(2)
+    norm, excess, constant = norm.view(1, -1, 1), inner.new_ones(1, 1, 1), inner.new_full((1, 1, 1), unit**2)
+    one, to_q = excess, factor.value * unit
     memory = Scratch(inner, 2)
     first = 0
     for q, slope, cosh in pieces(inner, to_q, factor.time):
         x, y = memory.like(q)
         q.mul_(slope)
         if offset is not None:
-            q.mul_(cosh_r).addcmul_(cosh, sinh_r, value=-math.sqrt(2))
+            q.mul_(cosh_r).addcmul_(cosh, sinh_r, value=-unit)
         torch.abs(q, out=y)
-        torch.addcmul(two, q, q, out=x).sqrt_().add_(y).mul_(y).log1p_()
+        torch.addcmul(constant, q, q, out=x).sqrt_()
+        if far:  # asinh |q| = log1p(|q| + q^2/(1 + sqrt(1 + q^2)))
+            torch.div(y, x.add_(1), out=x).mul_(y).add_(y).log1p_().mul_(2)
+        else:
+            x.add_(y).mul_(y).log1p_()
         x.mul_(norm).clamp_(max=reach).expm1_()
         x.addcdiv_(x, torch.add(x, 1, out=y))  # twice |h|
         s = dot(x, x, y)
