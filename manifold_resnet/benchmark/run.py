@@ -54,7 +54,8 @@ class Settings:
     c : float
         The curvature of the ball is ``-c``.
     rounds : int or None
-        Calls that count, of each contender. None: 15, with `model` 5.
+        Calls that count, of each contender (in sweeps more where a call is shorter: a machine is slow for tenths of
+        seconds at a time). None: 15, with `model` 5.
     naive : bool or None
         Measure the plain composition of geoopt calls too (slow, and needs tens of times the memory). None: yes, but
         not with `model`.
@@ -129,6 +130,12 @@ class Settings:
         refused = "naive" if self.naive else "sweeps" if self.sweeps else None
         if refused is not None:
             raise UserError(f"{refused} does not go with model {self.model}; leave it out")
+
+    @property
+    def work(self) -> int:
+        """What the multiplications in a step are proportional to, unless there is a `model`."""
+        width = int(self.widths.partition("-")[0])
+        return self.batch_size * self.image_size**2 * width**2 * self.depth
 
     def name(self, kind: str, depth: int | None = None) -> str:
         """Name of a model, as `create_model` takes it; `depth` takes the place of the settings' own."""
@@ -408,7 +415,8 @@ def benchmark(settings: Settings) -> dict[str, Any]:
     for sweep in settings.sweeps:
         rows = []
         for changes in _SWEEPS[sweep]:
-            changed = replace(settings, **changes, rounds=max(settings.rounds // 2, 3))
+            changed = replace(settings, **changes)
+            changed = replace(changed, rounds=settings.rounds * max(1, settings.work // changed.work))
             _logger.info("measuring %s, %s", changed.name("hyperbolic"), changes)
             rows.append({**changes, **_network(changed, ["euclidean", "compiled"], full=False)})
         results["sweeps"][sweep] = rows

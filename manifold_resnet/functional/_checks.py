@@ -11,12 +11,13 @@ from torch import Tensor
 
 Chart = Literal["ball", "tangent", "hyperboloid"]
 _CHARTS = get_args(Chart)
+_UNCHANGED = nullcontext()
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Context in which autocast leaves the precision of radial scalars and statistics alone."""
     if not torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type):
-        return nullcontext()
+        return _UNCHANGED
     return torch.autocast(x.device.type, enabled=False)
 
 

@@ -316,13 +316,12 @@ class Library:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """`_channel_norm._batch_norm`; the bound `cap` as in `lift`."""
         h = h.contiguous()
-        out, xi, log, channels = torch.empty_like(h), _pixels(h), _pixels(h), h.shape[1]
-        statistics = h.new_empty(2 * channels + 1)
+        out, xi, log, split = torch.empty_like(h), _pixels(h), _pixels(h), h.shape[1] + 1
+        statistics = h.new_empty(2 * split - 1)
         given = _contiguous(mean), _contiguous(variance), gain.contiguous(), center.contiguous()
         affine = -1.0 if base_gain is None else base_gain, cap
         self._run("batch_norm", h, h, *given, c, limit, float(eps), tangent, relu, *affine, out, xi, log, statistics)
-        sums, variance = statistics.split([channels + 1, channels])
-        return out, sums, variance, xi, log
+        return out, statistics[:split], statistics[split:], xi, log
 
     def batch_norm_backward(
         self,

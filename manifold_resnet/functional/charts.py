@@ -261,13 +261,13 @@ def convert(
     check_max_distance(max_distance)
     x = full_precision(x)
     c = curvature(c, x)
+    if src == dst != "ball" and max_distance == math.inf:
+        return x.relu() if relu else x
     cap = _cap(src, dst, x.dtype)
     if max_distance is None:
         max_distance, cap = math.inf, min(cap, DEFAULT_MAX_DISTANCE)
     elif not math.isinf(max_distance):
         cap = min(cap, sinh_limit(x.dtype))
-    if src == dst and math.isinf(max_distance) and math.isinf(cap):
-        return x.relu() if relu else x
     return _radial_op(x, c, src, dst, float(max_distance), cap, dim, relu)
 
 

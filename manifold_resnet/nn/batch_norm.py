@@ -130,12 +130,12 @@ class _PoincareBatchNorm(BoundedModule):
             seen = 1
             unbiased = torch.add(variance, variance, alpha=1 / (count - 1) if count > 1 else 0)
         self.num_batches_tracked.add_(seen)
+        weight: Tensor | float | None = self.momentum
+        if weight is None:
+            weight = self.num_batches_tracked.to(self.running_var.dtype).reciprocal()
+        if isinstance(seen, Tensor):
+            weight = weight * seen.to(self.running_var.dtype)
         for running, new in ((self.running_sums, sums), (self.running_var, unbiased)):
-            weight: Tensor | float | None = self.momentum
-            if weight is None:
-                weight = self.num_batches_tracked.to(running.dtype).reciprocal()
-            if isinstance(seen, Tensor):
-                weight = weight * seen.to(running.dtype)
             running.lerp_(new.to(running.dtype), weight)
 
     def forward(self, x: Tensor, in_chart: Chart = "ball", out_chart: Chart = "ball", relu: bool = False) -> Tensor:
