@@ -25,9 +25,13 @@ def _offset_terms(offset: Tensor, c: float, limit: float) -> tuple[Tensor, Tenso
     return r.cosh(), r.sinh()
 
 
-def _reach(square: Tensor, offset: Tensor, c: float) -> float:
-    """Bounds asinh |q|."""
-    return 2 * math.sqrt(c) * (math.sqrt(square.max().item()) + offset.abs().max().item())
+def _largest(x: Tensor) -> float:
+    return x.abs().max().item()
+
+
+def _sqrt_(x: Tensor) -> Tensor:
+    """Square roots of numbers that are not zero, in place; torch's sqrt may take twice as long as these two."""
+    return x.pow_(-0.5).reciprocal_()
 
 
 def hyperplanes(
@@ -48,7 +52,10 @@ def hyperplanes(
     if offset is not None:
         cosh_r, sinh_r = _offset_terms(offset, number, 0.5 * reach)
     # Near: q times sqrt(2), for 2 asinh |q| = log1p(2 |q| (|q| + sqrt(1 + q^2))). Far: |q| may have no square.
-    far = offset is not None and _reach(square, offset, number) > 0.5 * math.log(torch.finfo(inner.dtype).max)
+    distance = math.sqrt(_largest(square)) + (0.0 if offset is None else _largest(offset))
+    largest = 2 * math.sqrt(number) * distance  # asinh |q| is not larger
+    far = largest > 0.5 * math.log(torch.finfo(inner.dtype).max)
+    long = not 2 * largest * _largest(norm) < reach
     unit = 1.0 if far else math.sqrt(2)
     norm, excess, constant = norm.view(1, -1, 1), inner.new_ones(1, 1, 1), inner.new_full((1, 1, 1), unit**2)
     one, to_q = excess, factor.value * unit
@@ -60,12 +67,15 @@ def hyperplanes(
         if offset is not None:
             q.mul_(cosh_r).addcmul_(cosh, sinh_r, value=-unit)
         torch.abs(q, out=y)
-        torch.addcmul(constant, q, q, out=x).sqrt_()
+        _sqrt_(torch.addcmul(constant, q, q, out=x))
         if far:  # asinh |q| = log1p(|q| + q^2/(1 + sqrt(1 + q^2)))
             torch.div(y, x.add_(1), out=x).mul_(y).add_(y).log1p_().mul_(2)
         else:
             x.add_(y).mul_(y).log1p_()
-        x.mul_(norm).clamp_(max=reach).expm1_()
+        x.mul_(norm)
+        if long:
+            x.clamp_(max=reach)
+        x.expm1_()
         x.addcdiv_(x, torch.add(x, 1, out=y))  # twice |h|
         s = dot(x, x, y)
         torch.copysign(x, q, out=q)
@@ -101,7 +111,7 @@ def hyperplanes_backward(
     overflow = (80.0 if h.dtype == torch.float32 else 700.0) / log2
     far = math.sinh(reach) * (1 - 1e-5)
     bounded = excess.numel() > 1 or most > far * far
-    one, two_norm = h.new_ones(1, 1, 1), (2 * norm).view(1, -1, 1)
+    zero, one, two_norm = h.new_zeros(1, 1, 1), h.new_ones(1, 1, 1), (2 * norm).view(1, -1, 1)
     inverse_norm = two_norm.clamp(min=torch.finfo(norm.dtype).tiny ** 0.5).reciprocal_()
     cosh_r = sinh_r = one
     if offset is not None:
@@ -113,6 +123,7 @@ def hyperplanes_backward(
     memory = Scratch(h, 4)
     grad_inner, along_q, along_sinh = torch.empty_like(h), torch.empty_like(square), torch.empty_like(square)
     four_norm, by_norm, by_q, by_cosh = 2 * two_norm, [], [], []
+    to_inner, q_row, sinh_row = four_norm * cosh_r, two_norm.mT, (four_norm * sinh_r).mT
     for raw, g, e, slope_, cosh_, out, q_, sinh_ in pieces(
         h, grad, excess.expand_as(square), slope, cosh, grad_inner, along_q, along_sinh
     ):
@@ -122,9 +133,9 @@ def hyperplanes_backward(
             g = torch.mul(g, 1 / e, out=w).addcmul_(raw, by_h)
             raw = raw * e
             g.mul_(raw.abs() < far)
-        torch.addcmul(one, raw, raw, out=x).sqrt_()
+        _sqrt_(torch.addcmul(one, raw, raw, out=x))
         torch.abs(raw, out=y)
-        y.mul_(torch.add(y, x, out=z)).mul_(2).log1p_().mul_(inverse_norm)
+        torch.addcmul(zero, y, torch.add(y, x, out=z), value=2, out=y).log1p_().mul_(inverse_norm)
         if steep:
             y.clamp_(max=overflow)
         torch.copysign(y, raw, out=y)  # asinh q over log 2
@@ -132,15 +143,14 @@ def hyperplanes_backward(
         by_norm.append(torch.mul(x, y, out=z).sum((0, 2)))
         y.exp2_()
         torch.reciprocal(y, out=z)
-        x.mul_(four_norm).div_(torch.add(y, z, out=out))  # gradient for q
+        x.div_(torch.add(y, z, out=out))  # gradient for q over 4 |z|
         torch.mul(y.sub_(z), x, out=z)  # that times 2 q
-        torch.sum(z, 1, keepdim=True, out=q_).mul_(0.5)
-        torch.mul(x, slope_, out=out)
+        contract(q_row, z, out=q_)
+        torch.mul(x, slope_, out=out).mul_(to_inner)
         if offset is not None:
-            out.mul_(cosh_r)
             by_q.append(z.sum((0, 2)))
             by_cosh.append(collect(x, cosh_))
-            contract(sinh_r.view(1, 1, -1), x, out=sinh_)
+            contract(sinh_row, x, out=sinh_)
     end = reach**2 / (4 * number)
     everywhere = square.numel() == 0 or square.max().item() < end  # within sinh's range
     factor = SinhFactor(square, number, reach, known=(slope, cosh))
@@ -154,7 +164,7 @@ def hyperplanes_backward(
         grad_square.addcmul_(along_sinh, slope, value=-root_c)
         in_reach = offset.abs() < 0.25 * reach / root_c
         by_r = (sum(by_q) * sinh_r.view(-1)).mul_(0.5).sub_(sum(by_cosh)[0]).div_(cosh_r.view(-1))
-        grad_offset = by_r.mul_(in_reach).mul_(2 * root_c)
+        grad_offset = by_r.mul_(four_norm.view(-1)).mul_(in_reach).mul_(2 * root_c)
     if needs_c:
         by_square = grad_square * square
         grad_c = torch.sum(by_square if everywhere else by_square * inside).add_(grad_slope.sum(), alpha=0.5)

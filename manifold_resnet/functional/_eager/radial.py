@@ -6,7 +6,10 @@ Factors are functions of squared norms s ``[B, 1, N]``: one radius over another.
 from __future__ import annotations
 
 import math
+import os
+import time
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,14 +18,18 @@ from torch import Tensor
 _PIECE = 1 << 21
 
 
+def _at_once(x: Tensor) -> int:
+    """How many of the images ``[B, ...]`` make a piece."""
+    images = x.shape[0]
+    return min(max(1, _PIECE * torch.get_num_threads() * images // max(x.numel() * x.element_size(), 1)), images)
+
+
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Consecutive images of tensors ``[B, ...]``; the first one's size counts."""
-    x = tensors[0]
-    images = len(x)
+    images, size = tensors[0].shape[0], _at_once(tensors[0])
     if images == 0:
         return iter(())
-    size = max(1, _PIECE * torch.get_num_threads() * images // max(x.numel() * x.element_size(), 1))
-    if size >= images:
+    if size == images:
         return iter((tensors,))
     return zip(*[t.split(size) for t in tensors], strict=True)
 
@@ -31,22 +38,27 @@ class Scratch:
     """Memory for `count` tensors like the `pieces` of `x`."""
 
     def __init__(self, x: Tensor, count: int) -> None:
-        first = next(pieces(x), (x,))[0]
-        self._buffers = [first.new_empty(first.shape) for _ in range(count)]
+        self._images = _at_once(x)
+        self._buffers = [x.new_empty(self._images, *x.shape[1:]) for _ in range(count)]
 
     def like(self, piece: Tensor) -> list[Tensor]:
         """The memory, as large as a piece."""
-        images = len(piece)
-        return self._buffers if images == len(self._buffers[0]) else [b[:images] for b in self._buffers]
+        images = piece.shape[0]
+        return self._buffers if images == self._images else [b[:images] for b in self._buffers]
 
 
 def prepare(x: Tensor) -> None:
     """Read the constants of torch's log1p and expm1, once more than needed.
 
     With AVX-512 they load one of them for negative zeros only, under a mask. While its page is not in memory that costs
-    ten times as long as the function, for any argument.
+    ten times as long as the function, for any argument. Pages of a process stay, but under pressure.
     """
-    x.new_full((64,), -0.0).log1p_().expm1_()
+    _read_constants(x.dtype, os.getpid(), int(time.monotonic()) >> 2)
+
+
+@lru_cache(maxsize=2)
+def _read_constants(dtype: torch.dtype, process: int, moment: int) -> None:
+    torch.full((64,), -0.0, dtype=dtype, device="cpu").log1p_().expm1_()
 
 
 def contract(rows: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
