@@ -79,9 +79,36 @@ class Classification:
         chosen |= {"momentum": 0} if optimizer == "sgd" else {"second_moment": "point"}
         return Config.from_dict({**self.settings, **chosen, **cell.arguments}, f"cell {cell.id}")
 
+    def check_run(self, cell: Cell, folder: Path) -> None:
+        """Raise a UserError if what there is of the cell was trained with other settings."""
+        check_run(self.config(cell), folder)
+
     def run(self, cell: Cell, folder: Path, tell: Callable[[str], None]) -> Result:
         """Train, or carry on after the last finished epoch."""
         return train_cell(self.config(cell), folder, self.machine, tell)
+
+
+#: where a run is made, not what it is
+_ELSEWHERE = {"data_dir", "device", "devices", "num_nodes", "workers", "images"}
+
+
+def check_run(config: Config, folder: Path) -> None:
+    """Check that a run, if there is one to read or to carry on, has these settings: defaults may have changed since.
+
+    Raises
+    ------
+    UserError
+        If it has others.
+    """
+    if not any((folder / name).exists() for name in ("cell.json", "test.json")) and not _can_resume(folder):
+        return
+    path, now = folder / "config.yaml", config.resolved().to_dict()
+    for name, before in Config.read_dict(path).items():
+        if name in now and name not in _ELSEWHERE and now[name] != before:
+            raise UserError(
+                f"{name} is {before!r} in {path} and {now[name]!r} now, a default that has changed; choose another "
+                f"--output, or carry on with the version of manifold_resnet that began this"
+            )
 
 
 def train_cell(config: Config, folder: Path, machine: Mapping[str, Any], tell: Callable[[str], None]) -> Result:

@@ -125,6 +125,9 @@ class Task(Protocol):
     def check(self, cell: Cell) -> None:
         """Raise a UserError if the task can't do the cell."""
 
+    def check_run(self, cell: Cell, folder: Path) -> None:
+        """Raise a UserError if what there is of the cell was trained with other settings."""
+
     def run(self, cell: Cell, folder: Path, tell: Any) -> Result:
         """Train in a folder of the cell's own, carrying on with what is there; `tell` takes a word on progress."""
 
@@ -247,6 +250,10 @@ class Experiment:
         other = replace(self, settings=settings, machine={**self.machine, **machine})
         other._check()
         return other
+
+    def check_run(self, cell: Cell, folder: Path) -> None:
+        """Raise a UserError if what there is of a cell was trained with other settings."""
+        self.task.check_run(cell, folder)
 
     def run(self, cell: Cell, folder: Path, tell: Callable[[str], None]) -> Result:
         """Train a cell in a folder of its own, carrying on with what is there; `tell` takes a word on progress."""

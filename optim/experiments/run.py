@@ -68,6 +68,7 @@ class Grid(Protocol):
     @classmethod
     def from_dict(cls, values: Any, name: str, source: str) -> Grid: ...  # noqa: D102
     def to_dict(self) -> dict[str, Any]: ...  # noqa: D102
+    def check_run(self, cell: Any, folder: Path) -> None: ...  # noqa: D102
     def run(self, cell: Any, folder: Path, tell: Callable[[str], None]) -> Result: ...  # noqa: D102
     def write(self, outcome: Outcome, folder: Path, *, figure: bool) -> None: ...  # noqa: D102
 
@@ -127,7 +128,8 @@ def run_experiment(
     Raises
     ------
     UserError
-        If the folder holds a different experiment, or a cell can't be run. A cell that diverges is a result.
+        If the folder holds a different experiment, or cells trained with defaults that have changed since, or a cell
+        can't be run. A cell that diverges is a result.
 
     Examples
     --------
@@ -179,6 +181,8 @@ def _claim(experiment: Grid, folder: Path) -> None:
     path = folder / "config.yaml"
     if path.exists():
         _check_same(experiment.from_dict(read_yaml(path), experiment.name, str(path)), experiment, path)
+        for cell in experiment.cells:
+            experiment.check_run(cell, _cell_file(folder, cell).parent)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not a folder of an experiment, and not empty; choose another --output")
     try:

@@ -105,6 +105,9 @@ class Toy(ABC):
     def check(self, cell: Cell) -> None:  # noqa: B027 - nothing to refuse
         """Toys take every optimizer."""
 
+    def check_run(self, cell: Cell, folder: Path) -> None:  # noqa: B027 - nothing to refuse
+        """All of a toy's settings are the experiment's own."""
+
     def run(self, cell: Cell, folder: Path, tell: Callable[[str], None]) -> Result:
         """Minimise; nothing is kept of a run that was cut off, it takes seconds."""
         threads = torch.get_num_threads()

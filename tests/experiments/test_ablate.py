@@ -148,6 +148,15 @@ def test_clipped_shares_and_curvatures_are_those_of_the_trained_networks(tiny, t
     assert float(default["clipped"]) < 0.01 < float(bounded["clipped"])
 
 
+def test_variants_with_other_defaults_are_not_mixed(tiny, tmp_path, capsys):
+    assert main(["ablate", "head", *tiny, "--seeds", "0", "--limit", "1"]) == 0
+    (path,) = tmp_path.rglob("cells/*/config.yaml")
+    path.write_text(path.read_text().replace("c: 0.025", "c: 0.1"))
+    capsys.readouterr()
+    assert main(["ablate", "head", *tiny, "--seeds", "0"]) == 2
+    assert "c is 0.1 in" in capsys.readouterr().err
+
+
 # -- measurements ----------------------------------------------------------------------------------------
 
 

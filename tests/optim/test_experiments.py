@@ -428,6 +428,19 @@ def test_trainings_carry_on(images, tmp_path):
     assert len(rows(parts / "curves.csv")) == 4
 
 
+def test_trainings_with_other_defaults_are_not_mixed(images, tmp_path):
+    run_experiment(classification(images), tmp_path)
+    path = tmp_path / "cells" / "adam-ball-lr0.01-seed0" / "config.yaml"
+    recorded = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**recorded, "c": 0.3, "data_dir": "elsewhere"}))  # as an earlier version might
+    more = classification(images, seed=[0, 1])
+    with pytest.raises(UserError, match=r"c is 0\.3 in .*config.yaml and 0\.025 now.*choose another --output"):
+        run_experiment(more, tmp_path)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["grid"]["seed"] == [0]
+    path.write_text(yaml.safe_dump({**recorded, "data_dir": "elsewhere"}))
+    assert run_experiment(more, tmp_path).missing == 0
+
+
 def test_a_training_cut_off_in_its_first_epoch_starts_again(images, tmp_path):
     grid = classification(images)
     folder = tmp_path / "cells" / grid.cells[0].id

@@ -16,7 +16,7 @@ from manifold_resnet._errors import UserError
 from manifold_resnet.experiments.runs import load_run
 from manifold_resnet.nn import monitor_clipping
 from manifold_resnet.nn.init import INITIALISATIONS
-from manifold_resnet.optim.experiments.classification import train_cell
+from manifold_resnet.optim.experiments.classification import check_run, train_cell
 from manifold_resnet.optim.experiments.grid import Result, check_names
 from manifold_resnet.optim.experiments.run import Outcome
 from manifold_resnet.training import Config
@@ -232,6 +232,10 @@ class Ablation:
         """The ablation as plain values, but for the machine."""
         varied = {name: list(values) for name, values in self.varied.items()}
         return {"ablation": self.name, "task": dict(self.settings), "varied": varied, "seeds": list(self.seeds)}
+
+    def check_run(self, cell: Variant, folder: Path) -> None:
+        """Raise a UserError if what there is of a variant was trained with other settings."""
+        check_run(self.config(cell), folder)
 
     def run(self, cell: Variant, folder: Path, tell: Callable[[str], None]) -> Result:
         """Train a variant in a folder of its own, carrying on with what is there."""
