@@ -78,8 +78,8 @@ def check_max_distance(max_distance: float | None) -> None:
 
 def as_pixels(x: Tensor, dim: int) -> Tensor:
     """View a tensor as ``[B, C, N]`` with the channels of `dim`."""
-    if x.ndim > 2 and dim == 1:
-        return x.flatten(2)
+    if dim == 1:
+        return x.reshape(x.shape[0], x.shape[1], math.prod(x.shape[2:]))
     dim = dim % x.ndim
     return x.reshape(math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :]))
 

@@ -65,7 +65,7 @@ def _inner_backward(
     if needs[0] and grad_square is not None:
         adjoint = window_sum if transposed else window_sum_adjoint
         along = adjoint(grad_square, v.shape[2:], weight.shape[2:], geometry).unsqueeze(2)
-        by_square = (2 * factor * along * v.unflatten(1, (groups, -1))).flatten(1, 2)
+        by_square = (2 * factor * along * v.unflatten(1, (groups, -1))).reshape(v.shape)
         grad_v = by_square if grad_v is None else grad_v + by_square
     return grad_v, grad_weight
 

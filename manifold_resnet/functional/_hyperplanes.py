@@ -59,7 +59,7 @@ def _directions_backward(
     unit = rows * inverse
     grad_rows, grad_c = torch.zeros_like(rows), None
     if grads[0] is not None:
-        grad = factor * grads[0].flatten(1)
+        grad = factor * grads[0].reshape(rows.shape)
         grad_rows = inverse * torch.addcmul(grad, (grad * unit).sum(1, keepdim=True), unit, value=-1)
     if grads[1] is not None:
         slope = grads[1]

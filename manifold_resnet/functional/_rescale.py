@@ -129,8 +129,8 @@ def _rescale_backward(
     grad_theta = (grad_kappa * (alpha - kappa) / (1 + theta)).sum(rest, keepdim=True)
     m_b, b_m = _cosh_excess_backward(grad_theta, m, beta, dim)
     grad_h = rho * grad + h_m + h_b
-    grad_m = (rho * (kappa - alpha) * grad + m_h).sum(rest) + m_b.flatten()
-    grad_beta = ((cosh + rho * kappa) * grad + b_h).sum(rest) + b_m.flatten()
+    grad_m = (rho * (kappa - alpha) * grad + m_h).sum(rest) + m_b.reshape(-1)
+    grad_beta = ((cosh + rho * kappa) * grad + b_h).sum(rest) + b_m.reshape(-1)
     return grad_h, grad_m, grad_beta, (grad_rho * rho_scale + gb * cosh_scale).sum()
 
 

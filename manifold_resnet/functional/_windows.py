@@ -30,11 +30,13 @@ def window_sum(x: Tensor, count: Sequence[int], kernel: Sequence[int], geometry:
 def window_sum_adjoint(x: Tensor, size: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Tensor:
     """From the windows back to an image of `size`: each pixel gets the sum over the windows it is in."""
     for i, (n, k, s, p, d) in enumerate(zip(size, kernel, *geometry, strict=True)):
-        dims = (slice(None),) * (2 + i)
-        shape = list(x.shape)
-        shape[2 + i] = n + 2 * p
-        spread = x.new_zeros(shape)
-        for tap in _taps(x.shape[2 + i], k, s, d):
-            spread[(*dims, tap)] += x
+        spread = x
+        if k > 1 or s > 1:
+            dims = (slice(None),) * (2 + i)
+            shape = list(x.shape)
+            shape[2 + i] = n + 2 * p
+            spread = x.new_zeros(shape)
+            for tap in _taps(x.shape[2 + i], k, s, d):
+                spread[(*dims, tap)] += x
         x = spread.narrow(2 + i, p, n)
     return x

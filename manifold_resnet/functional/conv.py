@@ -27,6 +27,7 @@ from manifold_resnet.functional._autograd import differentiable, reshaped
 from manifold_resnet.functional._backend import kernel, native, transformed
 from manifold_resnet.functional._checks import (
     Chart,
+    as_pixels,
     check_chart,
     check_max_distance,
     curvature,
@@ -269,7 +270,7 @@ def _convolution_backward(
         directions = directions.view(weight.shape[0], -1, *kernel)
         square = _patch_squares(v, kernel, s * s, geometry).flatten(2)
     grad_inner, grad_square, grad_norm, grad_offset, grad_c, grad_limit = _hyperplanes_backward(
-        (None if grad is None else grad.flatten(2), grads[1]), (True, True, needs[1] or needs[3], *needs[2:]), None,
+        (None if grad is None else as_pixels(grad, 1), grads[1]), (True, True, needs[1] or needs[3], *needs[2:]), None,
         square, norm, offset, c, limit, h.flatten(2), excess, slope,
     )  # fmt: skip
     grad_v = grad_weight = None

@@ -60,7 +60,7 @@ def test_per_sample_gradients(kind):
 
 @every_layer
 def test_jacobians(kind):
-    """`jacrev` and `jacfwd` are the Jacobian of autograd, for the inputs and every parameter."""
+    """Batches of gradients, `jacrev` and `jacfwd` are the Jacobian of autograd, for inputs and every parameter."""
     layer, params, inputs = prepared(kind)
     arguments = {"x": inputs[0][:1], **params}
     rest = [x[:1] for x in inputs[1:]]
@@ -71,11 +71,14 @@ def test_jacobians(kind):
         return y[:: max(len(y) // 6, 1)]
 
     leaves = {n: t.clone().requires_grad_() for n, t in arguments.items()}
-    rows = [
-        torch.autograd.grad(y, list(leaves.values()), retain_graph=True, materialize_grads=True)
-        for y in function(leaves)
-    ]
+    out, options = function(leaves), {"retain_graph": True, "materialize_grads": True}
+    rows = [torch.autograd.grad(y, list(leaves.values()), **options) for y in out]
     expected = {n: torch.stack(column) for n, column in zip(leaves, zip(*rows, strict=True), strict=True)}
+    batch = torch.eye(len(out), dtype=out.dtype)
+    batched = torch.autograd.grad(out, list(leaves.values()), batch, is_grads_batched=True, allow_unused=True)
+    assert_equal(
+        {n: torch.zeros_like(expected[n]) if g is None else g for n, g in zip(leaves, batched, strict=True)}, expected
+    )
     assert_equal(jacrev(function)(arguments), expected)
     assert_equal(jacfwd(function, randomness="same")(arguments), expected)
 
