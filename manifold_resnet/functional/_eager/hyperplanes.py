@@ -55,9 +55,13 @@ def hyperplanes(
     distance = math.sqrt(_largest(square)) + (0.0 if offset is None else _largest(offset))
     largest = 2 * math.sqrt(number) * distance  # asinh |q| is not larger
     far = largest > 0.5 * math.log(torch.finfo(inner.dtype).max)
-    long = not 2 * largest * _largest(norm) < reach
+    # what the coordinates of the points cannot exceed; where these are within the bound, so are the points
+    coordinates = norm.abs() * (2 * largest)
+    clipped = not coordinates.max().item() < reach
+    bounded = clipped or not coordinates.sinh_().square_().sum().item() < most * (1 - 1e-4)
     unit = 1.0 if far else math.sqrt(2)
     norm, excess, constant = norm.view(1, -1, 1), inner.new_ones(1, 1, 1), inner.new_full((1, 1, 1), unit**2)
+    zero = inner.new_zeros(1, 1, 1)
     one, to_q = excess, factor.value * unit
     memory = Scratch(inner, 2)
     first = 0
@@ -73,20 +77,17 @@ def hyperplanes(
         else:
             x.add_(y).mul_(y).log1p_()
         x.mul_(norm)
-        if long:
+        if clipped:
             x.clamp_(max=reach)
         x.expm1_()
         x.addcdiv_(x, torch.add(x, 1, out=y))  # twice |h|
-        s = dot(x, x, y)
-        torch.copysign(x, q, out=q)
-        if s.max().item() > 4 * most:
+        torch.addcmul(zero, x, q.sgn_(), value=0.5, out=q)
+        if bounded and (s := dot(x, x, y)).max().item() > 4 * most:
             if excess is one:
                 excess = torch.ones_like(square)
             exceeded = (s / (4 * most)).clamp_(min=1).sqrt_()
             excess[first : first + len(q)] = exceeded
-            q.mul_(0.5 / exceeded)
-        else:
-            q.mul_(0.5)
+            q.div_(exceeded)
         first += len(q)
     return inner, excess, factor.value
 
