@@ -17,7 +17,7 @@ from typing import Any, Literal
 import geoopt
 import torch
 from geoopt.manifolds.base import Manifold
-from manifold_resnet.optim._rows import Rows, keeps_ball
+from manifold_resnet.optim._rows import Rows, is_large, keeps_ball
 from torch import Tensor
 
 from manifold_resnet.functional._backend import native
@@ -184,7 +184,6 @@ class RiemannianOptimizer(ABC):
                     if not isinstance(part.group["lr"], Tensor) and all(t.is_contiguous() for t in rows.grads):
                         library = native(rows.grads[0], parameter=True)
                     if library is None or not self._step_natively(library, rows, part.group):
-                        rows.load()
                         self._step_rows(rows, part.group)
             for part in work:  # these may hold curvatures: from here on balls may be smaller
                 if part.flat:
@@ -219,7 +218,8 @@ class RiemannianOptimizer(ABC):
                 raise RuntimeError(f"{name} does not support sparse gradients, use geoopt.optim.Sparse{name} instead")
             manifold = manifold_of(point)
             if keeps_ball(point):
-                key = (id(manifold), point.shape[-1], point.dtype, point.device, factor)
+                alone = id(point) if is_large(point) else None
+                key = (alone, id(manifold), point.shape[-1], point.dtype, point.device, factor)
                 points, grads = balls.setdefault(key, ([], []))
             elif type(manifold) is geoopt.Euclidean and factor == 1:
                 points, grads = work.flat, work.flat_grads

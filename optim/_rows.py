@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import geoopt
@@ -14,6 +14,8 @@ from manifold_resnet.functional.ball import _expmap, _transp
 
 __all__ = ["Rows"]
 
+# more elements than this, of one parameter on a CPU, are stepped in parts that stay in the cache
+LARGE = 1 << 18
 # what geoopt's projection leaves to the boundary, relative; half precision needs room for rounding
 _MARGIN = {torch.float32: 4e-3, torch.float64: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
@@ -34,6 +36,8 @@ class Rows:
     ----------
     factor : float or Tensor
         What the gradients are to be multiplied by.
+    dtype : torch.dtype
+        What is computed in.
     x, grad, c, half : Tensor
         After `load`. ``[R, n]``, copies in at least float32, `x` kept on the ball, which may have shrunk since the last
         step; 0-d, the curvature of the ball is ``-c``; ``[R, 1]``, 1/lambda_x.
@@ -48,7 +52,7 @@ class Rows:
         self.length = points[0].shape[-1]
         self.exact = isinstance(ball, geoopt.PoincareBallExact)
         dtype = points[0].dtype
-        self._dtype = torch.promote_types(dtype, torch.float32)
+        self.dtype = torch.promote_types(dtype, torch.float32)
         self.margin = _MARGIN[dtype]
         self._sizes = [point.numel() // self.length for point in points]
         self.grads = grads
@@ -57,13 +61,28 @@ class Rows:
     def load(self) -> None:
         """Read points, curvature and gradients."""
         self.grad = self.join(self.grads) * self.factor
-        self.c = self.ball.c.detach().to(dtype=self._dtype, device=self.points[0].device)
+        self.c = self.ball.c.detach().to(dtype=self.dtype, device=self.points[0].device)
         self.x = self.project(self.join(self.points))
         self.half = self._half(self.x)
 
+    def parts(self, *others: Sequence[Tensor]) -> Iterator[tuple[Any, ...]]:
+        """Loaded rows, all or some of one large parameter; with each, that part of others shaped as the parameters."""
+        columns = self.points, self.grads, *others
+        tensors = [t.as_subclass(Tensor) for column in columns for t in column]
+        if len(self.points) > 1 or not is_large(self.points[0]) or not all(t.is_contiguous() for t in tensors):
+            self.load()
+            yield self, *others
+            return
+        size = max(LARGE // self.length, 1)
+        for point, grad, *rest in zip(*[t.view(-1, self.length).split(size) for t in tensors], strict=True):
+            part = Rows(self.ball, [point], [grad], self.decay_factor)
+            part.factor = self.factor
+            part.load()
+            yield part, *[[t] for t in rest]
+
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         """One matrix ``[R, n]`` of tensors shaped as the parameters."""
-        return torch.cat([t.reshape(-1, self.length) for t in tensors]).to(self._dtype)
+        return torch.cat([t.reshape(-1, self.length) for t in tensors]).to(self.dtype)
 
     def split(self, rows: Tensor) -> list[Tensor]:
         """The rows of a matrix in the shapes of the parameters."""
@@ -119,6 +138,11 @@ class Rows:
     def save(self) -> None:
         """Write the points into their parameters."""
         self.store(self.x, self.points)
+
+
+def is_large(point: Tensor) -> bool:
+    """Whether a parameter had better be stepped in parts."""
+    return point.is_cpu and point.numel() > LARGE
 
 
 def keeps_ball(point: Any) -> bool:

@@ -178,28 +178,28 @@ class RiemannianAdam(RiemannianOptimizer, geoopt.optim.RiemannianAdam):
     def _step_rows(self, rows: Rows, group: dict[str, Any]) -> None:
         lr, decay, (beta1, beta2) = group["lr"], group["weight_decay"], group["betas"]
         states, *corrections = self._advance(rows.points, group)
-        first, second = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
-        m, v = rows.join(first), rows.join(second)
-        grad = rows.grad
-        if decay and not group["decoupled_weight_decay"]:
-            grad = torch.add(grad, rows.x, alpha=decay * rows.decay_factor)
-        grad = rows.riemannian(grad)
-        m.mul_(beta1).add_(grad, alpha=1 - beta1)
-        square = rows.square(grad)
-        if group["second_moment"] == "coordinate":
-            square = (rows.length / rows.half.square()) * grad * grad
-        v.mul_(beta2).add_(square, alpha=1 - beta2)
-        rows.store(v, second)
-        if group["amsgrad"]:
-            largest = [state["max_exp_avg_sq"] for state in states]
-            v = torch.maximum(rows.join(largest), v)
-            rows.store(v, largest)
-        step = m / rows.column(corrections[0]) / (v / rows.column(corrections[1])).sqrt_().add_(group["eps"])
-        if decay and group["decoupled_weight_decay"]:
-            step, m = rows.shrink(lr * decay, step, m)
-        (m,) = rows.move(-lr * step, m)
-        rows.store(m, first)
-        rows.save()
+        names = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else []))
+        for part, first, second, *largest in rows.parts(*[[state[name] for state in states] for name in names]):
+            m, v = part.join(first), part.join(second)
+            grad = part.grad
+            if decay and not group["decoupled_weight_decay"]:
+                grad = torch.add(grad, part.x, alpha=decay * part.decay_factor)
+            grad = part.riemannian(grad)
+            m.mul_(beta1).add_(grad, alpha=1 - beta1)
+            square = part.square(grad)
+            if group["second_moment"] == "coordinate":
+                square = (part.length / part.half.square()) * grad * grad
+            v.mul_(beta2).add_(square, alpha=1 - beta2)
+            part.store(v, second)
+            if largest:
+                v = torch.maximum(part.join(largest[0]), v)
+                part.store(v, largest[0])
+            step = m / part.column(corrections[0]) / (v / part.column(corrections[1])).sqrt_().add_(group["eps"])
+            if decay and group["decoupled_weight_decay"]:
+                step, m = part.shrink(lr * decay, step, m)
+            (m,) = part.move(-lr * step, m)
+            part.store(m, first)
+            part.save()
 
     def _step_flat(self, points: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         lr, decay, (beta1, beta2) = group["lr"], group["weight_decay"], group["betas"]

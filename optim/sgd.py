@@ -102,18 +102,20 @@ class RiemannianSGD(RiemannianOptimizer, geoopt.optim.RiemannianSGD):
         group["step"] = group.get("step", 0) + 1
         return (group["step"],)
 
-    def _momenta(self, points: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+    def _momenta(
+        self, points: Sequence[Tensor], grads: Sequence[Tensor], factor: float | Tensor = 1.0, dtype: Any = None
+    ) -> list[Tensor]:
         states = [self.state[point] for point in points]
         for state, grad in zip(states, grads, strict=True):
             if not state:
-                state["momentum_buffer"] = grad.detach().clone()
+                state["momentum_buffer"] = grad.detach().to(dtype or grad.dtype, copy=True).mul_(factor)
         return [state["momentum_buffer"] for state in states]
 
     def _step_natively(self, library: Library, rows: Rows, group: dict[str, Any]) -> bool:
         momentum, dampening = float(group["momentum"]), float(group["dampening"])
         buffers = None
         if momentum > 0:
-            buffers = self._momenta(rows.points, [grad * rows.factor for grad in rows.grads])
+            buffers = self._momenta(rows.points, rows.grads, rows.factor)
         if not all(t.is_contiguous() for t in (*rows.points, *(buffers or ()))):
             return False
         ball, decay = native_settings(rows, group)
@@ -123,22 +125,23 @@ class RiemannianSGD(RiemannianOptimizer, geoopt.optim.RiemannianSGD):
 
     def _step_rows(self, rows: Rows, group: dict[str, Any]) -> None:
         lr, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
-        grad = rows.grad
-        if decay and not group["decoupled_weight_decay"]:
-            grad = torch.add(grad, rows.x, alpha=decay * rows.decay_factor)
-        grad = rows.riemannian(grad)
-        kept: tuple[Tensor, ...] = ()
-        if momentum > 0:
-            buffers = self._momenta(rows.points, rows.split(rows.grad))
-            m = rows.join(buffers).mul_(momentum).add_(grad, alpha=1 - group["dampening"])
-            grad = torch.add(grad, m, alpha=momentum) if group["nesterov"] else m
-            kept = (m,)
-        if decay and group["decoupled_weight_decay"]:
-            grad, *kept = rows.shrink(lr * decay, grad, *kept)  # type: ignore[assignment]
-        kept = rows.move(-lr * grad, *kept)
-        if kept:
-            rows.store(kept[0], buffers)
-        rows.save()
+        buffers = [self._momenta(rows.points, rows.grads, rows.factor, rows.dtype)] if momentum > 0 else []
+        for part, *stored in rows.parts(*buffers):
+            grad = part.grad
+            if decay and not group["decoupled_weight_decay"]:
+                grad = torch.add(grad, part.x, alpha=decay * part.decay_factor)
+            grad = part.riemannian(grad)
+            kept: tuple[Tensor, ...] = ()
+            if stored:
+                m = part.join(stored[0]).mul_(momentum).add_(grad, alpha=1 - group["dampening"])
+                grad = torch.add(grad, m, alpha=momentum) if group["nesterov"] else m
+                kept = (m,)
+            if decay and group["decoupled_weight_decay"]:
+                grad, *kept = part.shrink(lr * decay, grad, *kept)  # type: ignore[assignment]
+            kept = part.move(-lr * grad, *kept)
+            if stored:
+                part.store(kept[0], stored[0])
+            part.save()
 
     def _step_flat(self, points: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         lr, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]

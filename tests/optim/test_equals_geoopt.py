@@ -4,8 +4,10 @@ import functools
 import geoopt
 import pytest
 import torch
-from manifold_resnet.optim import RiemannianAdam, RiemannianSGD
+from manifold_resnet.optim import RiemannianAdam, RiemannianSGD, _rows
 from manifolds import parameters, set_gradients
+
+from manifold_resnet import set_backend
 
 ADAM = [
     {},
@@ -56,6 +58,21 @@ def test_two_hundred_steps(case, dtype, steps, tolerance, backend):
     scale = max(1.0, max(float(p.detach().abs().max()) for p in others))
     assert difference(points, others) <= tolerance * scale
     assert difference(points, parameters(dtype)) > 1e-3
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda case: f"{CASES[case][0].__name__}-{CASES[case][2]}")
+def test_large_parameters_in_parts(case, monkeypatch):
+    """Without kernels they are stepped some rows at a time."""
+    optimizer, _, options = CASES[case]
+    results = []
+    for large in (_rows.LARGE, 7):
+        monkeypatch.setattr(_rows, "LARGE", large)
+        points = parameters(torch.float64)
+        with set_backend("eager"):
+            run(optimizer(points, lr=1e-3, **options), points, range(5))
+        results.append(points)
+    assert any(_rows.is_large(point) for point in points)
+    assert difference(*results) <= 1e-14
 
 
 @pytest.mark.parametrize(("ours", "geoopts", "options"), CASES)

@@ -144,7 +144,7 @@ def hyperplanes_backward(
         by_norm.append(torch.mul(x, y, out=z).sum((0, 2)))
         y.exp2_()
         torch.reciprocal(y, out=z)
-        x.div_(torch.add(y, z, out=out))  # gradient for q over 4 |z|
+        x.div_(torch.add(y, z, out=out))  # gradient for q over four_norm
         torch.mul(y.sub_(z), x, out=z)  # that times 2 q
         contract(q_row, z, out=q_)
         torch.mul(x, slope_, out=out).mul_(to_inner)
