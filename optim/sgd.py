@@ -103,7 +103,11 @@ class RiemannianSGD(RiemannianOptimizer, geoopt.optim.RiemannianSGD):
         return (group["step"],)
 
     def _momenta(
-        self, points: Sequence[Tensor], grads: Sequence[Tensor], factor: float | Tensor = 1.0, dtype: Any = None
+        self,
+        points: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        factor: float | Tensor = 1.0,
+        dtype: torch.dtype | None = None,
     ) -> list[Tensor]:
         states = [self.state[point] for point in points]
         for state, grad in zip(states, grads, strict=True):
