@@ -20,7 +20,7 @@ from torch import Tensor
 
 from manifold_resnet.functional import _even
 from manifold_resnet.functional._autograd import differentiable
-from manifold_resnet.functional._backend import in_place, kernel, native
+from manifold_resnet.functional._backend import fused, kernel
 from manifold_resnet.functional._checks import Chart
 from manifold_resnet.functional._eager import norm as _eager
 from manifold_resnet.functional.charts import (
@@ -300,16 +300,13 @@ def _batch_norm(
     relu: bool,
     base_gain: float | None,
 ) -> tuple[Tensor, ...]:
-    """The result; the batch's sums [C + 1] and variance [C] (or those given); `xi` and `log`."""
-    tangent = chart == "tangent"
-    library = native(h, mean, variance, gain, center, c, limit)
+    """The result; the batch's sums [C + 1] and variance [C] (or those given); `xi`, `log`, and what `_eager` keeps."""
+    library = fused(_eager, h, mean, variance, gain, center, c, limit)
     if library is not None:
         return library.batch_norm(
-            h, mean, variance, gain, center, c, limit, eps, tangent, relu, base_gain, _cap_of(center)
+            h, mean, variance, gain, center, c, limit, eps, chart == "tangent", relu, base_gain, _cap_of(center)
         )
     gain, center = _affine(gain, center, c, base_gain)
-    if in_place(h, mean, variance, gain, center, c, limit):
-        return _eager.batch_norm(h, mean, variance, gain, center, c, limit, eps, tangent, relu)
     if mean is None:
         sums = _mean_sums(h)
         mean = mean_of_sums(sums)
@@ -320,7 +317,7 @@ def _batch_norm(
     variance = second_moment if variance is None else variance.clone()  # outputs must not be inputs
     terms = h, m, xi, log, _channels(gain * torch.rsqrt(variance + eps)), _channels(center), c, limit
     y = _recenter(*terms, chart)
-    return y.relu_() if relu else y, sums, variance, xi, log
+    return y.relu_() if relu else y, sums, variance, xi, log, h.new_empty(0)
 
 
 def _batch_norm_backward(
@@ -338,6 +335,7 @@ def _batch_norm_backward(
     batch_variance: Tensor,
     xi: Tensor,
     log: Tensor,
+    exp: Tensor,
     eps: float,
     chart: Chart,
     relu: bool,
@@ -345,11 +343,11 @@ def _batch_norm_backward(
 ) -> tuple[Tensor | None, ...]:
     if grads[0] is None:  # the other outputs pass no gradients
         return (None,) * 7
-    library = None if needs[6] else native(h, grads[0], mean, variance, gain, center, c, limit)
+    library = None if needs[6] else fused(_eager, h, grads[0], mean, variance, gain, center, c, limit)
     if library is not None:
         return *library.batch_norm_backward(
             grads[0], result if relu else None, h, mean, variance, gain, center, c, limit, sums, batch_variance, xi,
-            log, eps, chart == "tangent", base_gain, _cap_of(center), needs[5],
+            log, exp, eps, chart == "tangent", base_gain, _cap_of(center), needs[5],
         ), None  # fmt: skip
     used_gain, used_center = _affine(gain, center, c, base_gain)
     *others, grad_gain, grad_center, grad_c, grad_limit = _standard_backward(
@@ -396,11 +394,6 @@ def _standard_backward(
     relu: bool,
 ) -> tuple[Any, ...]:
     """Gradients, the centre being in the hyperboloid chart."""
-    if not needs[6] and in_place(h, grad, mean, variance, gain, center, c, limit):
-        return *_eager.batch_norm_backward(
-            grad, result if relu else None, h, mean, variance, gain, center, c, limit, sums, batch_variance, xi, log,
-            eps, chart == "tangent", needs[5],
-        ), None  # fmt: skip
     count = max(h.shape[0] * h.shape[2], 1)
     used_mean, used_variance = mean, batch_variance if variance is None else variance
     again = torch.is_grad_enabled()  # a second derivative goes through these as well
@@ -442,4 +435,4 @@ def _standard_backward(
     )
 
 
-channel_norm = differentiable(_batch_norm, _batch_norm_backward, tensors=7, keep_outputs=True, auxiliary=4, images=1)
+channel_norm = differentiable(_batch_norm, _batch_norm_backward, tensors=7, keep_outputs=True, auxiliary=5, images=1)

@@ -313,7 +313,7 @@ class Library:
         relu: bool,
         base_gain: float | None,
         cap: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """`_channel_norm._batch_norm`; the bound `cap` as in `lift`."""
         h = h.contiguous()
         out, xi, log, split = torch.empty_like(h), _pixels(h), _pixels(h), h.shape[1] + 1
@@ -321,7 +321,7 @@ class Library:
         given = _contiguous(mean), _contiguous(variance), gain.contiguous(), center.contiguous()
         affine = -1.0 if base_gain is None else base_gain, cap
         self._run("batch_norm", h, h, *given, c, limit, float(eps), tangent, relu, *affine, out, xi, log, statistics)
-        return out, statistics[:split], statistics[split:], xi, log
+        return out, statistics[:split], statistics[split:], xi, log, h.new_empty(0)
 
     def batch_norm_backward(
         self,
@@ -338,13 +338,14 @@ class Library:
         batch_variance: Tensor,
         xi: Tensor,
         log: Tensor,
+        exp: Tensor,
         eps: float,
         tangent: bool,
         base_gain: float | None,
         cap: float,
         needs_c: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor | None]:
-        """Gradients for the first six arguments of `_channel_norm._batch_norm`."""
+        """Gradients for the first six arguments of `_channel_norm._batch_norm`; `exp` is not needed."""
         grad, h, channels = grad.contiguous(), h.contiguous(), h.shape[1]
         grad_h, scratch, gradients = (
             torch.empty_like(h),

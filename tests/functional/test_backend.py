@@ -1,5 +1,6 @@
 """Backends: choosing one, building the kernels, and that all give the same results."""
 
+import math
 import shutil
 import warnings
 from pathlib import Path
@@ -95,6 +96,61 @@ def test_eager_equals_bodies(shape, training, options, monkeypatch):
     for a, b, c in zip(whole, pieces, bodies, strict=True):
         torch.testing.assert_close(a, c, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(b, c, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("max_distance", [None, math.inf, 0.5])
+@pytest.mark.parametrize("radius", [0.0, 0.2, 0.9])
+def test_eager_norms_with_near_and_far_centers(radius, max_distance, monkeypatch):
+    """The norm of the result follows from its time part or, with far centres and near bounds, from its coordinates."""
+    g = torch.Generator().manual_seed(0)
+    h = torch.randn(6, 4, 5, 5, generator=g, dtype=torch.float64)
+    center, gain = radius * torch.tensor([0.5, -0.5, 0.5, 0.5]).double(), torch.rand(4, generator=g).double()
+    charts = {"in_chart": "hyperboloid", "out_chart": "tangent"}
+
+    def results():
+        inputs = [t.clone().requires_grad_() for t in (h, gain, center)]
+        y = F.midpoint_batch_norm(
+            inputs[0], None, None, *inputs[1:], scale="channel", c=1.0, max_distance=max_distance, **charts
+        )
+        return y, *torch.autograd.grad((y * h).sum(), inputs)
+
+    with mr.set_backend("eager"):
+        eager = results()
+        monkeypatch.setattr(_State, "native", False)
+        bodies = results()
+    for a, b in zip(eager, bodies, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("order", ["fr", "rf"])
+@pytest.mark.parametrize("distance", [1.0, 4.0, 12.0])
+def test_bound_holds_where_sums_cancel(distance, order):
+    """In single precision, where rounding leaves nothing of the sum of far points that are almost opposite."""
+    x = torch.nn.functional.normalize(torch.randn(4, 3, 50), dim=1) * distance
+    charts = {"in_chart": "tangent", "shortcut_chart": "tangent", "out_chart": "tangent"}
+    shortcut = -x + 0.01 * distance * torch.randn_like(x)
+    with mr.set_backend("eager"):
+        z = F.mobius_residual(x, shortcut, c=1.0, order=order, max_distance=0.5, **charts)
+    assert (2 * z.norm(dim=1)).max() <= 0.5 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("order", ["fr", "rf"])
+def test_bound_is_exact_in_the_flat_limit(order):
+    """In single precision: with a small c, points that reach the bound hardly differ from the origin."""
+    g = torch.Generator().manual_seed(0)
+    x, shortcut = torch.randn(2, 4, 3, 50, generator=g)
+    charts = {"in_chart": "tangent", "shortcut_chart": "tangent", "out_chart": "tangent"}
+    with mr.set_backend("eager"):
+        z = F.mobius_residual(x, shortcut, c=1e-6, order=order, max_distance=2.0, **charts)
+        w = F.midpoint_batch_norm(
+            x, None, None, torch.ones(3), scale="channel", c=1e-6, in_chart="tangent", out_chart="tangent",
+            max_distance=2.0,
+        )  # fmt: skip
+    for actual, flat in ((z, x + shortcut), (w, torch.nn.functional.batch_norm(x, None, None, training=True))):
+        distances = 2 * flat.norm(dim=1, keepdim=True)
+        assert (distances < 2).any()
+        assert (distances > 2).any()
+        torch.testing.assert_close(actual, flat * (2 / distances).clamp(max=1), rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 3.0])

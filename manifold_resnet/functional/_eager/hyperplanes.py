@@ -15,6 +15,8 @@ from manifold_resnet.functional._eager.radial import (
     dot,
     pieces,
     prepare,
+    root_,
+    sinh_factor,
 )
 from manifold_resnet.functional._even import sinh_limit
 
@@ -27,11 +29,6 @@ def _offset_terms(offset: Tensor, c: float, limit: float) -> tuple[Tensor, Tenso
 
 def _largest(x: Tensor) -> float:
     return x.abs().max().item()
-
-
-def _sqrt_(x: Tensor) -> Tensor:
-    """Square roots of numbers that are not zero, in place; torch's sqrt may take twice as long as these two."""
-    return x.pow_(-0.5).reciprocal_()
 
 
 def hyperplanes(
@@ -48,7 +45,7 @@ def hyperplanes(
         inner = inner.new_empty(0).set_(inner)  # autograd does not want to see an input again
     prepare(inner)
     number, most, reach = c.item(), limit.item(), sinh_limit(inner.dtype)
-    factor = SinhFactor(square, number, reach)
+    factor = sinh_factor(square, number, reach)
     if offset is not None:
         cosh_r, sinh_r = _offset_terms(offset, number, 0.5 * reach)
     # Near: q times sqrt(2), for 2 asinh |q| = log1p(2 |q| (|q| + sqrt(1 + q^2))). Far: |q| may have no square.
@@ -71,7 +68,7 @@ def hyperplanes(
         if offset is not None:
             q.mul_(cosh_r).addcmul_(cosh, sinh_r, value=-unit)
         torch.abs(q, out=y)
-        _sqrt_(torch.addcmul(constant, q, q, out=x))
+        root_(torch.addcmul(constant, q, q, out=x))
         if far:  # asinh |q| = log1p(|q| + q^2/(1 + sqrt(1 + q^2)))
             torch.div(y, x.add_(1), out=x).mul_(y).add_(y).log1p_().mul_(2)
         else:
@@ -117,7 +114,7 @@ def hyperplanes_backward(
     cosh_r = sinh_r = one
     if offset is not None:
         cosh_r, sinh_r = _offset_terms(offset, number, 0.5 * reach)
-    cosh = (slope * slope).mul_(square).add_(1).sqrt_()
+    cosh = root_(torch.addcmul(one, slope * slope, square))
     limit_y = math.asinh(math.sqrt(most)) if not bounded else reach
     inverse_norm.mul_(0.5 / log2)
     steep = h.numel() > 0 and limit_y * 2 * inverse_norm.max().item() > overflow
@@ -134,14 +131,14 @@ def hyperplanes_backward(
             g = torch.mul(g, 1 / e, out=w).addcmul_(raw, by_h)
             raw = raw * e
             g.mul_(raw.abs() < far)
-        _sqrt_(torch.addcmul(one, raw, raw, out=x))
+        root_(torch.addcmul(one, raw, raw, out=x))
         torch.abs(raw, out=y)
         torch.addcmul(zero, y, torch.add(y, x, out=z), value=2, out=y).log1p_().mul_(inverse_norm)
         if steep:
             y.clamp_(max=overflow)
         torch.copysign(y, raw, out=y)  # asinh q over log 2
         x.mul_(g)  # gradient for the scaled distance
-        by_norm.append(torch.mul(x, y, out=z).sum((0, 2)))
+        by_norm.append(torch.mul(x, y, out=z).sum(2).sum(0))
         y.exp2_()
         torch.reciprocal(y, out=z)
         x.div_(torch.add(y, z, out=out))  # gradient for q over four_norm
@@ -149,14 +146,14 @@ def hyperplanes_backward(
         contract(q_row, z, out=q_)
         torch.mul(x, slope_, out=out).mul_(to_inner)
         if offset is not None:
-            by_q.append(z.sum((0, 2)))
+            by_q.append(z.sum(2).sum(0))
             by_cosh.append(collect(x, cosh_))
             contract(sinh_row, x, out=sinh_)
     end = reach**2 / (4 * number)
     everywhere = square.numel() == 0 or square.max().item() < end  # within sinh's range
-    factor = SinhFactor(square, number, reach, known=(slope, cosh))
+    factor = SinhFactor(square, number, reach, slope, cosh)
     grad_slope = along_q if offset is None else along_q.addcmul_(cosh, along_sinh)  # times the slope
-    grad_square = (grad_slope / slope).mul_(factor.slope(everywhere))
+    grad_square = torch.addcdiv(zero, grad_slope, slope, value=-0.5).mul_(factor.decrease(everywhere))
     if not everywhere:
         inside = square < end
         along_sinh, grad_slope = along_sinh * inside, grad_slope * inside

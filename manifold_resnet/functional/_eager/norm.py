@@ -13,22 +13,43 @@ import math
 import torch
 from torch import Tensor
 
+from manifold_resnet.functional._eager.parameters import lift_factor
 from manifold_resnet.functional._eager.radial import (
-    AsinhFactor,
     BoundedFactor,
     Scratch,
     SinhFactor,
+    asinh_decrease,
+    asinh_factor,
     collect,
     contract,
     dot,
     pieces,
     prepare,
+    root_,
+    sinh_factor,
+    square_from_time,
 )
 from manifold_resnet.functional._even import sinh_limit
+
+# squared norm of a centre; with one that is farther, terms of y's time part cancel
+_FAR = 1
 
 
 def _square(v: Tensor) -> float:
     return torch.dot(v, v).item()
+
+
+def _row(v: Tensor) -> Tensor:
+    return v.view(1, 1, -1)
+
+
+def _column(v: Tensor) -> Tensor:
+    return v.view(1, -1, 1)
+
+
+def _joined(numbers: Tensor) -> Tensor:
+    """From numbers per pixel ``[k, B, 1, N]`` to rows ``[B, k, N]``."""
+    return numbers.squeeze(2).transpose(0, 1)
 
 
 def _normalise(sums: Tensor) -> tuple[Tensor, float]:
@@ -38,6 +59,10 @@ def _normalise(sums: Tensor) -> tuple[Tensor, float]:
     time = math.sqrt(1 + s)
     r = 1 / math.sqrt(1 + max(excess - s / (1 + time), 0) * (1 + excess + time))
     return points * r, r
+
+
+def _gains(gain: Tensor, base_gain: float | None) -> Tensor:
+    return gain if base_gain is None else gain.exp().mul_(base_gain)
 
 
 def batch_norm(
@@ -51,48 +76,61 @@ def batch_norm(
     eps: float,
     tangent: bool,
     relu: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    base_gain: float | None,
+    cap: float,
+) -> tuple[Tensor, ...]:
+    """As `Library.batch_norm`."""
     h = h.contiguous()
     prepare(h)
     images, channels, pixels = h.shape
-    count, number, most, reach = max(images * pixels, 1), c.item(), limit.item(), sinh_limit(h.dtype)
-    out, xi, log = torch.empty_like(h), h.new_empty(images, 1, pixels), h.new_empty(images, 1, pixels)
+    count, number, most, reach = images * pixels, c.item(), limit.item(), sinh_limit(h.dtype)
+    out, (xi, log, exp, s) = torch.empty_like(h), (h.new_empty(images, 1, pixels) for _ in range(4))
     memory = Scratch(h, 1)
-    for x, s in pieces(h, xi):
-        torch.sum(torch.mul(x, x, out=memory.like(x)[0]), 1, keepdim=True, out=s)
+    for x, s_ in pieces(h, s):
+        torch.sum(torch.mul(x, x, out=memory.like(x)[0]), 1, keepdim=True, out=s_)
+    root_(torch.add(s, 1, out=xi))
     if mean is None:
-        excess = (xi / (xi + 1).sqrt_().add_(1)).sum()
-        sums = torch.cat([h.sum(2).sum(0), excess.view(1)]).div_(count)
+        sums = torch.cat([h.sum(2).sum(0), s.div_(xi + 1).sum().view(1)]).div_(count)
         m, _ = _normalise(sums)
     else:
         m = mean
         sums = torch.cat([m, m.new_full((1,), math.sqrt(1 + _square(m)) - 1)])
-    time_m = math.sqrt(1 + _square(m))
-    xi.add_(1).sqrt_()
-    row, column, squares = m.view(1, 1, -1), m.view(1, -1, 1), []
+    row, column, by_time = _row(m), _column(m), 1 / (1 + math.sqrt(1 + _square(m)))
+    squares = []
     for x, b, xi_, k in pieces(h, out, xi, log):
         (p,) = memory.like(x)
-        xi_.sub_(contract(row, x), alpha=1 / (1 + time_m))
+        xi_.sub_(contract(row, x), alpha=by_time)
         torch.addcmul(x, xi_, column, value=-1, out=b)
-        k.copy_(AsinhFactor(dot(b, b, p), number).value)
+        asinh_factor(dot(b, b, p), number, out=k)
         if variance is None:
             squares.append(collect(p, k * k))
-    variance = sum(squares).view(-1) / count if variance is None else variance.clone()
-    ratio = (gain * torch.rsqrt(variance + eps)).view(1, -1, 1)
-    row, column, time_beta = center.view(1, 1, -1), center.view(1, -1, 1), math.sqrt(1 + _square(center))
-    for y, k in pieces(out, log):
+    variance = sum(squares).view(-1).div_(count) if variance is None else variance.clone()
+    ratio, point = _gains(gain, base_gain) * torch.rsqrt(variance + eps), center.as_subclass(Tensor)
+    beta = point * lift_factor(_square(point), number, cap)[0]
+    square_beta, by_z, row, column = _square(beta), _column(ratio), _row(beta), _column(beta)
+    time_beta, is_far = math.sqrt(1 + square_beta), square_beta > _FAR
+    for y, k, e in pieces(out, log, exp):
         (p,) = memory.like(y)
-        y.mul_(ratio)
-        exp = SinhFactor(dot(y, y, p).mul_(k).mul_(k), number, reach)
-        e = exp.value.mul_(k)
-        time = exp.time.addcmul_(e, contract(row, y), value=1 / (1 + time_beta))
-        y.mul_(e).addcmul_(time, column)
-        factor = BoundedFactor(dot(y, y, p), number, most, tangent).value
-        if factor is not None:
-            y.mul_(factor)
+        y.mul_(by_z)
+        z_z = dot(y, y, p)
+        time_u = sinh_factor(z_z, number, reach, scale=k, out=e).time
+        e_beta = contract(row, y).mul_(e)
+        time = torch.add(time_u, e_beta, alpha=1 / (1 + time_beta))
+        time_y = e_beta.add_(time_u, alpha=time_beta)
+        square_y = None if is_far else square_from_time(time_y, most)
+        if square_y is None:
+            y.mul_(e).addcmul_(time, column)
+            factor = BoundedFactor(dot(y, y, p), number, most, tangent).value
+            if factor is not None:
+                y.mul_(factor)
+        else:
+            factor = BoundedFactor(square_y, number, most, tangent, time=time_y).value
+            if factor is not None:
+                e, time = e * factor, time.mul_(factor)
+            y.mul_(e).addcmul_(time, column)
         if relu:
             y.relu_()
-    return out, sums, variance, xi, log
+    return out, sums, variance, xi, log, exp
 
 
 def batch_norm_backward(
@@ -109,35 +147,43 @@ def batch_norm_backward(
     batch_variance: Tensor,
     xi: Tensor,
     log: Tensor,
+    exp: Tensor,
     eps: float,
     tangent: bool,
+    base_gain: float | None,
+    cap: float,
     needs_c: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor | None]:
-    grad, h, beta = grad.contiguous(), h.contiguous(), center
+    """As `Library.batch_norm_backward`."""
+    grad, h = grad.contiguous(), h.contiguous()
     prepare(h)
     images, _, pixels = h.shape
     count, number, most, reach = images * pixels, c.item(), limit.item(), sinh_limit(h.dtype)
+    gains, point = _gains(gain, base_gain), center.as_subclass(Tensor)
     m, normalising = _normalise(sums) if mean is None else (mean, 1.0)
+    lift, lift_by_s, lift_by_c = lift_factor(_square(point), number, cap)
+    beta = point * lift
     square_m, square_beta = _square(m), _square(beta)
     time_m, time_beta = math.sqrt(1 + square_m), math.sqrt(1 + square_beta)
     by_time_m, by_time_beta = 1 / (1 + time_m), 1 / (1 + time_beta)
     # points within the bound come from exp u within sinh's range
     reachable = math.asinh(math.sqrt(most)) + math.asinh(math.sqrt(square_beta)) < reach
     inverse = torch.rsqrt((batch_variance if variance is None else variance) + eps)
-    ratio = gain * inverse
+    ratio = gains * inverse
     ratio_beta, ratio_m, ratio_square, one = ratio * beta, ratio * m, ratio * ratio, torch.ones_like(ratio)
-    rows_of_grad = torch.stack([beta, ratio_m])
-    rows_of_b = torch.stack([ratio_beta, ratio * ratio_m, m])
-    rows_of_square = torch.stack([ratio_square, one])
-    ratio_beta_m = torch.dot(ratio_beta, m).item()
-    ratio_row, ratio_column, m_column = ratio.view(1, 1, -1), ratio.view(1, -1, 1), m.view(1, -1, 1)
+    rows_of_grad, rows_of_b = torch.stack([beta, ratio_m]), torch.stack([ratio_beta, ratio * ratio_m, m])
+    rows_of_square, row_of_product = torch.stack([ratio_square, one]), _row(ratio)
+    ratio_column, m_column, ratio_beta_m = _column(ratio), _column(m), torch.dot(ratio_beta, m).item()
 
     grad_h, differences, squares = torch.empty_like(h), torch.empty_like(h), torch.empty_like(h)
-    memory = Scratch(h, 1)
+    memory, one_pixel = Scratch(h, 1), h.new_ones(1, 1, 1)
     sum_beta = sum_xi = sum_m = sum_c = 0.0
     known, totals = [], []
     masks = grad if result is None else result
-    for x, g, mask, xi_, k, b, square, out in pieces(h, grad, masks, xi, log, differences, squares, grad_h):
+    kept = exp.numel() > 0
+    for x, g, mask, xi_, k, e, b, square, out in pieces(
+        h, grad, masks, xi, log, exp if kept else log, differences, squares, grad_h
+    ):
         (p,) = memory.like(x)
         if result is not None:
             g = torch.ops.aten.threshold_backward.grad_input(g, mask, 0, grad_input=out)
@@ -145,98 +191,110 @@ def batch_norm_backward(
         torch.mul(g, b, out=p)
         torch.mul(b, b, out=square)
         grad_beta, grad_m = contract(rows_of_grad, g).split(1, 1)
-        grad_z = contract(ratio_row, p)
+        grad_z = contract(row_of_product, p)
         z_beta, z_m, b_m = contract(rows_of_b, b).split(1, 1)
         z_z, b_b = contract(rows_of_square, square).split(1, 1)
 
-        log_square = k * k
-        exp = SinhFactor(z_z * log_square, number, reach)
-        e = exp.value * k
-        time = torch.addcmul(exp.time, e, z_beta, value=by_time_beta)
-        e_z = e * z_z
-        y_z = torch.addcmul(e_z, time, z_beta)
-        y_beta = (e * z_beta).add_(time, alpha=square_beta)
-        # what is lost here to cancellation is lost near zero, where the factor does not depend on it
+        # side by side: what is summed up together, or multiplied
+        table = x.new_empty(10, len(x), 1, pixels)
+        _, _, of_beta, _, _, of_z, log_square, _, by_time, by_xi = table.unbind()
+        torch.mul(k, k, out=log_square)
+        if not kept:
+            e = sinh_factor(z_z, number, reach, scale=k).value
+        e_z, e_beta = e * z_z, e * z_beta
+        time_u = root_(torch.addcmul(one_pixel, e, e_z))
+        sinh = SinhFactor(z_z, number, reach, e, time_u, scale=k)
+        time = torch.add(time_u, e_beta, alpha=by_time_beta)
+        y_z, y_beta = torch.addcmul(e_z, time, z_beta), torch.add(e_beta, time, alpha=square_beta)
+        # what cancels here is lost near zero, where the factor does not depend on it
         factor = BoundedFactor((e * y_z).addcmul_(time, y_beta).clamp_(min=0), number, most, tangent)
         everywhere = reachable and not factor.outside
-        to_z, to_beta, by_e, by_time, d = grad_z, grad_beta, e, time, None
-        if factor.value is not None:
+        to_z, to_beta, by_e, d = grad_z, grad_beta, e, None
+        if factor.value is None:
+            by_time.copy_(time)
+        else:
             grad_y = (e * grad_z).addcmul_(time, grad_beta)
             if needs_c and tangent:
                 sum_c -= 0.5 * (factor.value * grad_y).sum().item()
-            d = factor.slope().mul_(grad_y).mul_(2)
-            to_z = (grad_z * factor.value).addcmul_(d, y_z)
-            to_beta = (grad_beta * factor.value).addcmul_(d, y_beta)
-            by_e, by_time = e * factor.value, time * factor.value
-        # the gradients for y's inner products with z and beta are e and time times these; that for exp is log times
-        to_exp = (e_z / exp.time).add_(z_beta, alpha=by_time_beta).mul_(to_beta).add_(to_z).mul_(k)
+            d = factor.decrease().mul_(grad_y)
+            to_z = (grad_z * factor.value).addcmul_(d, y_z, value=-1)
+            to_beta = (grad_beta * factor.value).addcmul_(d, y_beta, value=-1)
+            by_e = e * factor.value
+            torch.mul(time, factor.value, out=by_time)
+        # the gradients for y's inner products with z and beta are e and time times these; that for e follows
+        to_e = e_z.div_(time_u).add_(z_beta, alpha=by_time_beta).mul_(to_beta).add_(to_z)
         if needs_c:
-            sum_c += (exp.by_c(everywhere) * to_exp).sum().item()
+            sum_c += (sinh.by_c(everywhere) * to_e).sum().item()
         # coefficients in log times the gradient for u: of beta, of z; of grad it is by_e
         to_time = to_beta * e
-        rows = x.new_empty(len(x), 3, pixels)
-        of_beta, of_z = torch.mul(to_time, by_time_beta, out=rows[:, :1]), (to_time * e).div_(exp.time)
-        of_z.addcmul_(exp.slope(everywhere).mul_(log_square), to_exp, value=2)
-        products = to_time.mul_(z_beta).mul_(-(by_time_beta**2) / time_beta)
+        by_z, by_beta = to_time / time_u, to_beta * by_time_beta
         if d is not None:
-            d_e = d * e
-            of_z.addcmul_(d_e, e)
-            of_beta.addcmul_(d_e, time)
-            products.addcmul_(d.mul_(time), time)
-        sum_beta += products.sum().item()
-        sum_xi += torch.mul(xi_, of_beta, out=products).sum().item()
-        torch.mul(of_z, xi_, out=rows[:, 1:2])
-        torch.mul(log_square, xi_, out=rows[:, 2:])
-        by_g = torch.cat([by_time, by_e * xi_], 1)
-        totals.append((collect(p, by_e), collect(square, of_z), collect(b, rows), collect(g, by_g)))
+            by_z.addcmul_(d, e, value=-1)
+            by_beta.addcmul_(d, time, value=-1)
+            sum_beta -= d.mul_(time).mul_(time).sum().item()
+        torch.mul(by_beta, e, out=of_beta)
+        torch.addcmul(by_z.mul_(e), sinh.decrease(everywhere), to_e, value=-1, out=of_z)
+        sum_beta -= to_time.mul_(z_beta).sum().item() * by_time_beta**2 / time_beta
+        sum_xi += (xi_ * of_beta).sum().item()
+        torch.mul(table[5:7], xi_, out=table[:2])
+        torch.mul(by_e, xi_, out=by_xi)
+        totals.append(
+            (collect(p, by_e), collect(square, of_z), collect(b, _joined(table[:3])), collect(g, _joined(table[8:])))
+        )
         torch.mul(g, by_e, out=out).mul_(ratio_column)
         # inner products of b and m with log times the gradient for w, but for what passes through the variance
         grad_b = (by_e * grad_z).addcmul_(of_z, z_z).addcmul_(of_beta, z_beta)
         grad_m = (by_e * grad_m).addcmul_(of_z, z_m).add_(of_beta, alpha=ratio_beta_m)
-        known.append((of_z, log_square, of_beta, grad_b, grad_m, b_b, b_m))
+        known.append((table, grad_b, grad_m, b_b, b_m))
 
-    of_p, of_square, (b_beta, b_z, b_log), (grad_beta, grad_xi) = (sum(column) for column in zip(*totals, strict=True))
+    of_p, of_square, (b_z, b_log, b_beta), (by_beta, by_xi) = (sum(column) for column in zip(*totals, strict=True))
     along_w = torch.addcmul(of_p[0], ratio, of_square[0]).addcmul_(beta, b_beta)
-    grad_beta = torch.addcmul(grad_beta, ratio, b_beta).add_(beta, alpha=sum_beta)
-    grad_variance = (gain * along_w).mul_(inverse**3).mul_(-0.5)
+    by_beta = torch.addcmul(by_beta, ratio, b_beta).add_(beta, alpha=sum_beta)
+    grad_variance = (gains * along_w).mul_(inverse**3).mul_(-0.5)
     decay = grad_variance * (2 / count if variance is None else 0)
-    grad_mean = (torch.addcmul(grad_xi, ratio, b_z).add_(beta, alpha=sum_xi) * -ratio).addcmul_(decay, b_log, value=-1)
+    grad_mean = (torch.addcmul(by_xi, ratio, b_z).add_(beta, alpha=sum_xi) * -ratio).addcmul_(decay, b_log, value=-1)
 
-    decay_row, decay_m_row = decay.view(1, 1, -1), (decay * m).view(1, 1, -1)
-    coefficients, totals = [], []
-    for (b, square, xi_, k), (of_z, log_square, of_beta, grad_b, grad_m, b_b, b_m) in zip(
+    decay_row, decay_m_row = _row(decay), _row(decay * m)
+    mean_totals = []
+    for (b, square, xi_, k), (table, grad_b, grad_m, b_b, b_m) in zip(
         pieces(differences, squares, xi, log), known, strict=True
     ):
+        _, _, _, of_m, _, _, log_square, of_h, inverse_time, _ = table.unbind()
         grad_b.addcmul_(contract(decay_row, square), log_square)
         grad_m.addcmul_(contract(decay_m_row, b), log_square)
         if needs_c:
             sum_c -= 0.5 * grad_b.sum().item()
-        # the gradient for b is log times that for w, plus d b; q: its inner product with m over 1 + m's time part
-        d = AsinhFactor(b_b, number, known=k).slope().mul_(grad_b).div_(k).mul_(2)
-        q = grad_m.addcmul_(d, b_m).mul_(by_time_m)
+        # the gradient for b is log times that for w, minus d b; q: its inner product with m over 1 + m's time part
+        d = asinh_decrease(b_b, (b_b + 1).pow_(-0.5), k, number).mul_(grad_b).div_(k)
+        q = grad_m.addcmul_(d, b_m, value=-1).mul_(by_time_m)
         along_m = b_m.add_(xi_, alpha=square_m).mul_(by_time_m)
-        inverse_time = (xi_ + along_m).reciprocal_()
-        of_m = torch.addcmul(q, d, xi_, value=-1)
-        of_h = d.addcmul_(q, inverse_time, value=-(1 + time_m))
-        totals.append(collect(b, of_m)[0])
-        sum_m += q.mul_(torch.sub(xi_, along_m, alpha=1 / time_m)).sum().item()
-        coefficients.append((of_z, log_square, of_h, of_beta, of_m, inverse_time))
-    grad_mean = grad_mean.add_(sum(totals)).add_(m, alpha=sum_m)
+        torch.reciprocal(xi_ + along_m, out=inverse_time)
+        torch.addcmul(d, q, inverse_time, value=1 + time_m, out=of_h)  # minus this one
+        mean_totals.append(collect(b, torch.addcmul(q, d, xi_, out=of_m))[0])
+        sum_m += q.mul_(along_m.mul_(-1 / time_m).add_(xi_)).sum().item()
+    grad_mean = grad_mean.add_(sum(mean_totals)).add_(m, alpha=sum_m)
 
     constant, by_excess = torch.zeros_like(m), 0.0
     if mean is None:  # as `midpoint._normalise_backward`
         along = normalising**2 / count * torch.dot(grad_mean, m).item()
         constant = (grad_mean * (normalising / count)).add_(m, alpha=along / normalising)
         by_excess = -along * (1 + sums[-1].item())
-    by_element = torch.stack([ratio_square, decay, one], 1)
+    by_element = torch.stack([ratio_square, decay, -one], 1)
     by_channel = torch.stack([ratio_beta, m, constant], 1)
-    for (b, square, xi_, out), (of_z, log_square, of_h, of_beta, of_m, inverse_time) in zip(
-        pieces(differences, squares, xi, grad_h), coefficients, strict=True
-    ):
-        of_h.add_(inverse_time, alpha=by_excess)
-        out.addcmul_(b, contract(by_element, torch.cat([of_z, log_square, of_h], 1), out=square))
-        of_one = torch.cat([of_beta, of_m.addcmul_(of_h, xi_), torch.ones_like(of_m)], 1)
-        torch.baddbmm(out, by_channel.expand(len(b), -1, -1), of_one, out=out)
-    grad_c = c.new_full((), sum_c / number) if needs_c else None
-    by_mean, by_variance = None if mean is None else grad_mean, None if variance is None else grad_variance
-    return grad_h, by_mean, by_variance, inverse * along_w, grad_beta, grad_c
+    for (b, square, xi_, out), (table, *_) in zip(pieces(differences, squares, xi, grad_h), known, strict=True):
+        _, _, _, of_m, ones, _, _, of_h, inverse_time, _ = table.unbind()
+        of_h.sub_(inverse_time, alpha=by_excess)
+        of_m.addcmul_(of_h, xi_, value=-1)
+        ones.fill_(1)
+        out.addcmul_(b, contract(by_element, _joined(table[5:8]), out=square))
+        torch.baddbmm(out, by_channel.expand(len(b), -1, -1), _joined(table[2:5]), out=out)
+
+    along = torch.dot(by_beta, point).item()
+    return (
+        grad_h,
+        None if mean is None else grad_mean,
+        None if variance is None else grad_variance,
+        (inverse if base_gain is None else ratio) * along_w,
+        (by_beta * lift).add_(point, alpha=2 * lift_by_s * along),
+        c.new_full((), sum_c / number + lift_by_c * along) if needs_c else None,
+    )

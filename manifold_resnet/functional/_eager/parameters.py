@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def _lift_factor(s: float, c: float, cap: float) -> tuple[float, float, float]:
+def lift_factor(s: float, c: float, cap: float) -> tuple[float, float, float]:
     """The factor for a point of squared norm s, and its derivatives with respect to s and c."""
     bound = math.tanh(0.5 * cap) ** 2 / c
     half_lambda = 1 / (1 - c * min(s, bound))
@@ -22,13 +22,13 @@ def _lift_factor(s: float, c: float, cap: float) -> tuple[float, float, float]:
 def lift(x: Tensor, c: Tensor, cap: float) -> Tensor:
     """As `Library.lift`."""
     x = x.as_subclass(Tensor)
-    return x * _lift_factor(torch.dot(x, x).item(), c.item(), cap)[0]
+    return x * lift_factor(torch.dot(x, x).item(), c.item(), cap)[0]
 
 
 def lift_backward(grad: Tensor, x: Tensor, c: Tensor, cap: float) -> tuple[Tensor, Tensor]:
     """As `Library.lift_backward`."""
     x = x.as_subclass(Tensor)
-    factor, by_s, by_c = _lift_factor(torch.dot(x, x).item(), c.item(), cap)
+    factor, by_s, by_c = lift_factor(torch.dot(x, x).item(), c.item(), cap)
     along = torch.dot(grad, x).item()
     return (grad * factor).add_(x, alpha=2 * by_s * along), c.new_full((), by_c * along)
 

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -76,72 +77,113 @@ def dot(a: Tensor, b: Tensor, product: Tensor) -> Tensor:
     return torch.mul(a, b, out=product).sum(1, keepdim=True)
 
 
-def _over(x: Tensor, s: Tensor, unit: float = 1.0) -> Tensor:
-    """x/s, where both go to zero; s in units of `unit`.
+def root_(x: Tensor) -> Tensor:
+    """Square roots of numbers that are not zero, in place; torch's sqrt may take twice as long as these two."""
+    return x.pow_(-0.5).reciprocal_()
+
+
+def _inverse_root(s: Tensor) -> Tensor:
+    return s.clamp(min=torch.finfo(s.dtype).tiny).pow_(-0.5)
+
+
+def _over(x: Tensor, s: Tensor) -> Tensor:
+    """x/s, where both go to zero.
 
     It is a coefficient of vectors of squared norm s. Near zero it is all rounding, eps/s at most; the product is not.
     """
-    return x.div_(s.clamp(min=torch.finfo(s.dtype).eps * unit))
+    return x.div_(s.clamp(min=torch.finfo(s.dtype).eps))
 
 
-def _root(s: Tensor) -> Tensor:
-    return s.clamp(min=torch.finfo(s.dtype).tiny).sqrt_()
+def _product(x: Tensor, y: Tensor, number: float, out: Tensor | None = None) -> Tensor:
+    """Product of two tensors and a number; torch multiplies by numbers slowly."""
+    return torch.addcmul(x.new_zeros(()), x, y, value=number, out=out)
 
 
+@dataclass(slots=True)
 class SinhFactor:
-    """The factor from tangent vectors of squared norm s to the hyperboloid chart, within ``2 sqrt(c s) <= reach``.
+    """From vectors v of squared norm s to the hyperboloid chart, `scale` v (or v) being tangent vectors.
 
     Attributes
     ----------
     value, time : Tensor
-        The factor, and the time part of the points.
+        What v is multiplied by, and the time part of the points, within ``2 sqrt(c s) scale <= reach``.
     """
 
-    def __init__(
-        self, s: Tensor, c: float, reach: float = math.inf, known: tuple[Tensor, Tensor] | None = None
-    ) -> None:
-        self._s, self._c, self._reach = s, c, reach
-        if known is not None:
-            self.value, self.time = known
-            return
-        double = _root(s).mul_(2)
-        e = double * math.sqrt(c)
-        if not math.isinf(reach):
-            e.clamp_(max=reach)
-        r = e.expm1_() / (e + 1)
-        self.time = torch.addcmul(e.new_ones(()), e, r, value=0.5)
-        self.value = e.add_(r).div_(double)
+    s: Tensor
+    c: float
+    reach: float
+    value: Tensor
+    time: Tensor
+    scale: Tensor | None = None
+
+    def _time_inside(self, everywhere: bool) -> Tensor:
+        """The time part, or zero out of reach."""
+        if everywhere:
+            return self.time
+        s = self.s if self.scale is None else self.s * self.scale * self.scale
+        return self.time * (s < self.reach**2 / (4 * self.c))
 
     def by_c(self, everywhere: bool) -> Tensor:
-        """C times the derivative of the value with respect to c; `everywhere`: no s is out of reach."""
-        x = self.time * math.sqrt(self._c)
-        return x if everywhere else x.mul_(self._s < self._reach**2 / (4 * self._c))
+        """C times the derivative of the value with respect to c; `everywhere`: all vectors are in reach."""
+        x = self._time_inside(everywhere) * math.sqrt(self.c)
+        return x if self.scale is None else x.mul_(self.scale)
 
-    def slope(self, everywhere: bool = True) -> Tensor:
-        """The derivative of the value with respect to s."""
-        return _over(self.by_c(everywhere).sub_(self.value, alpha=0.5), self._s, 0.25 / self._c)
+    def decrease(self, everywhere: bool) -> Tensor:
+        """Minus twice the derivative of the value with respect to s."""
+        time, slope = self._time_inside(everywhere), 2 * math.sqrt(self.c)
+        if self.scale is None:
+            return _over(torch.sub(self.value, time, alpha=slope), self.s)
+        return _over(torch.addcmul(self.value, time, self.scale, value=-slope), self.s)
 
 
-class AsinhFactor:
-    """The factor from the hyperboloid chart to tangent vectors, for points of squared norm s."""
+def sinh_factor(
+    s: Tensor, c: float, reach: float, scale: Tensor | None = None, out: Tensor | None = None
+) -> SinhFactor:
+    """The factor for squared norms s; its value is written to `out`."""
+    inverse = _inverse_root(s)
+    e = inverse.reciprocal() if scale is None else scale / inverse
+    e.mul_(2 * math.sqrt(c)).clamp_(max=reach).expm1_()
+    r = e / (e + 1)
+    time = torch.addcmul(e.new_ones(()), e, r, value=0.5)
+    return SinhFactor(s, c, reach, _product(e.add_(r), inverse, 0.5, out), time, scale)
 
-    def __init__(self, s: Tensor, c: float, known: Tensor | None = None) -> None:
-        self._s, self._c = s, c
-        self._time = (s + 1).sqrt_()
-        if known is not None:
-            self.value = known
-            return
-        t = _root(s)
-        self.value = torch.addcdiv(t, s, self._time + 1).log1p_().mul_(0.5 / math.sqrt(c)).div_(t)
 
-    def slope(self) -> Tensor:
-        """Derivative with respect to s."""
-        x = self._time.reciprocal_().mul_(0.25 / math.sqrt(self._c))
-        return _over(x.sub_(self.value, alpha=0.5), self._s)
+def asinh_factor(s: Tensor, c: float, time: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """The factor from the hyperboloid chart to tangent vectors, for points of squared norm s and time part `time`."""
+    inverse, time = _inverse_root(s), root_(s + 1) if time is None else time
+    x = torch.addcdiv(inverse.reciprocal(), s, time + 1).log1p_()
+    return _product(x, inverse, 0.5 / math.sqrt(c), out)
+
+
+def asinh_decrease(s: Tensor, inverse_time: Tensor, value: Tensor, c: float) -> Tensor:
+    """Minus twice the derivative of `asinh_factor` with respect to s, with one over the points' time part."""
+    return _over(torch.sub(value, inverse_time, alpha=0.5 / math.sqrt(c)), s)
+
+
+def square_from_time(time: Tensor, limit: float) -> Tensor | None:
+    """Squared norm of points in the hyperboloid chart from their time part; None if `limit`, a bound, forbids it.
+
+    What rounding loses is lost near zero, where `BoundedFactor` does not depend on it, unless the bound is there.
+    """
+    if limit < 1:
+        return None
+    excess = (time - 1).clamp_(min=0)
+    return torch.addcmul(excess, excess, time)
 
 
 class BoundedFactor:
     """The factor that bounds points of squared norm s in the hyperboloid chart by `limit`, and converts them.
+
+    Parameters
+    ----------
+    s : Tensor
+        Squared norms.
+    c, limit : float
+        The curvature is ``-c``; bound on squared norms.
+    tangent : bool
+        Whether to convert to tangent vectors.
+    time : Tensor, optional
+        The time part of the points, if it is known.
 
     Attributes
     ----------
@@ -151,21 +193,27 @@ class BoundedFactor:
         Whether there are points beyond the bound.
     """
 
-    def __init__(self, s: Tensor, c: float, limit: float, tangent: bool) -> None:
-        self._s, self._limit = s, limit
-        self.outside = s.max().item() > limit
-        inside = s.clamp(max=limit) if self.outside else s
-        self._chart = AsinhFactor(inside, c) if tangent else None
-        self.value = None if self._chart is None else self._chart.value
+    def __init__(self, s: Tensor, c: float, limit: float, tangent: bool, time: Tensor | None = None) -> None:
+        self._s, self._c, self._limit, self.outside = s, c, limit, s.max().item() > limit
+        self.value = self._factor = None
+        if tangent:
+            inside = s.clamp(max=limit) if self.outside else s
+            self._time = root_(inside + 1) if time is None or self.outside else time
+            self.value = self._factor = asinh_factor(inside, c, time=self._time)
         if self.outside:
             shrink = (s / limit).clamp_(min=1).rsqrt_()
             self.value = shrink if self.value is None else shrink.mul_(self.value)
 
-    def slope(self) -> Tensor | None:
-        """Derivative with respect to s: outside, the factor is a radius over the norm."""
-        slope = None if self._chart is None else self._chart.slope()
+    def decrease(self) -> Tensor:
+        """Minus twice the derivative with respect to the squared norm.
+
+        Outside, the factor is a radius over the norm.
+        """
+        if self._factor is None:
+            inner = torch.zeros_like(self._s)
+        else:
+            inner = asinh_decrease(self._s, self._time.reciprocal(), self._factor, self._c)
         if not self.outside or self.value is None:
-            return slope
+            return inner
         inside = self._s <= self._limit
-        outer = (self.value * -0.5).div_(self._s.clamp(min=self._limit)).mul_(~inside)
-        return outer if slope is None else outer.addcmul_(slope, inside)
+        return (self.value / self._s.clamp(min=self._limit)).mul_(~inside).addcmul_(inner, inside)
