@@ -194,10 +194,8 @@ def _direct(x: Tensor, *others: Tensor | None) -> bool:
     return True
 
 
-def native(x: Tensor, *others: Tensor | None, parameter: bool = False) -> Library | None:
-    """The C++ kernels, if they are to be used for images `x` ``[B, C, ...]`` (or a parameter) and others."""
-    if not _direct(x, *others):
-        return None
+def _library(x: Tensor, parameter: bool) -> Library | None:
+    """The C++ kernels, if they are wanted for what is `_direct`."""
     backend = get_backend()
     if backend == "eager" or (_State.broken is not None and backend == "auto"):
         return None
@@ -212,15 +210,17 @@ def native(x: Tensor, *others: Tensor | None, parameter: bool = False) -> Librar
     return _State.library
 
 
+def native(x: Tensor, *others: Tensor | None, parameter: bool = False) -> Library | None:
+    """The C++ kernels, if they are to be used for images `x` ``[B, C, ...]`` (or a parameter) and others."""
+    return _library(x, parameter) if _direct(x, *others) else None
+
+
 def fused(eager: Passes, x: Tensor, *others: Tensor | None, parameter: bool = False) -> Library | Passes | None:
     """The C++ kernels or, without them, `eager`, torch operations in place; None where neither may be used."""
-    library = native(x, *others, parameter=parameter)
-    return eager if library is None and in_place(x, *others) else library
-
-
-def in_place(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether passes in place may be used for `x` and others."""
-    return x.numel() > 0 and _direct(x, *others)
+    if not _direct(x, *others):
+        return None
+    library = _library(x, parameter)
+    return eager if library is None and x.numel() > 0 else library
 
 
 class _Capture:

@@ -159,8 +159,9 @@ def _patches_backward(
     grad_v, grad_weight = _product_gradients(grad, needs, v, weight, geometry, low)
     if grad_v is None:
         return None, grad_weight
-    along = 2 * factor * _box_sum_adjoint(grad_square, v.shape[2:], weight.shape[2:], geometry)
-    return grad_v.addcmul(along, v) if torch.is_grad_enabled() else grad_v.addcmul_(along, v), grad_weight
+    along = _box_sum_adjoint(grad_square, v.shape[2:], weight.shape[2:], geometry)
+    add = grad_v.addcmul if torch.is_grad_enabled() else grad_v.addcmul_
+    return add(along, v, value=2 * factor), grad_weight
 
 
 def _convolution(

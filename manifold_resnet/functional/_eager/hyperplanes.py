@@ -27,10 +27,6 @@ def _offset_terms(offset: Tensor, c: float, limit: float) -> tuple[Tensor, Tenso
     return r.cosh(), r.sinh()
 
 
-def _largest(x: Tensor) -> float:
-    return x.abs().max().item()
-
-
 def hyperplanes(
     inner: Tensor,
     square: Tensor,
@@ -49,7 +45,7 @@ def hyperplanes(
     if offset is not None:
         cosh_r, sinh_r = _offset_terms(offset, number, 0.5 * reach)
     # Near: q times sqrt(2), for 2 asinh |q| = log1p(2 |q| (|q| + sqrt(1 + q^2))). Far: |q| may have no square.
-    distance = math.sqrt(_largest(square)) + (0.0 if offset is None else _largest(offset))
+    distance = math.sqrt(square.max().item()) + (0.0 if offset is None else offset.abs().max().item())
     largest = 2 * math.sqrt(number) * distance  # asinh |q| is not larger
     far = largest > 0.5 * math.log(torch.finfo(inner.dtype).max)
     # what the coordinates of the points cannot exceed; where these are within the bound, so are the points
