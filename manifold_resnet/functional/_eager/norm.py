@@ -190,13 +190,13 @@ def batch_norm_backward(
         torch.addcmul(x, xi_, m_column, value=-1, out=b)
         torch.mul(g, b, out=p)
         torch.mul(b, b, out=square)
-        grad_beta, grad_m = contract(rows_of_grad, g).split(1, 1)
+        grad_beta, grad_m = contract(rows_of_grad, g).chunk(2, 1)
         grad_z = contract(row_of_product, p)
-        z_beta, z_m, b_m = contract(rows_of_b, b).split(1, 1)
-        z_z, b_b = contract(rows_of_square, square).split(1, 1)
+        z_beta, z_m, b_m = contract(rows_of_b, b).chunk(3, 1)
+        z_z, b_b = contract(rows_of_square, square).chunk(2, 1)
 
         # side by side: what is summed up together, or multiplied
-        table = x.new_empty(10, len(x), 1, pixels)
+        table = x.new_empty(10, x.shape[0], 1, pixels)
         _, _, of_beta, _, _, of_z, log_square, _, by_time, by_xi = table.unbind()
         torch.mul(k, k, out=log_square)
         if not kept:
@@ -205,7 +205,7 @@ def batch_norm_backward(
         time_u = root_(torch.addcmul(one_pixel, e, e_z))
         sinh = SinhFactor(z_z, number, reach, e, time_u, scale=k)
         time = torch.add(time_u, e_beta, alpha=by_time_beta)
-        y_z, y_beta = torch.addcmul(e_z, time, z_beta), torch.add(e_beta, time, alpha=square_beta)
+        y_z, y_beta = torch.addcmul(e_z, time, z_beta), e_beta.add_(time, alpha=square_beta)
         # what cancels here is lost near zero, where the factor does not depend on it
         factor = BoundedFactor((e * y_z).addcmul_(time, y_beta).clamp_(min=0), number, most, tangent)
         everywhere = reachable and not factor.outside
@@ -219,15 +219,15 @@ def batch_norm_backward(
             d = factor.decrease().mul_(grad_y)
             to_z = (grad_z * factor.value).addcmul_(d, y_z, value=-1)
             to_beta = (grad_beta * factor.value).addcmul_(d, y_beta, value=-1)
-            by_e = e * factor.value
             torch.mul(time, factor.value, out=by_time)
+            by_e = factor.value.mul_(e)
         # the gradients for y's inner products with z and beta are e and time times these; that for e follows
         to_e = e_z.div_(time_u).add_(z_beta, alpha=by_time_beta).mul_(to_beta).add_(to_z)
         if needs_c:
             sum_c += (sinh.by_c(everywhere) * to_e).sum().item()
         # coefficients in log times the gradient for u: of beta, of z; of grad it is by_e
         to_time = to_beta * e
-        by_z, by_beta = to_time / time_u, to_beta * by_time_beta
+        by_z, by_beta = to_time / time_u, to_beta.mul_(by_time_beta)
         if d is not None:
             by_z.addcmul_(d, e, value=-1)
             by_beta.addcmul_(d, time, value=-1)
@@ -235,7 +235,7 @@ def batch_norm_backward(
         torch.mul(by_beta, e, out=of_beta)
         torch.addcmul(by_z.mul_(e), sinh.decrease(everywhere), to_e, value=-1, out=of_z)
         sum_beta -= to_time.mul_(z_beta).sum().item() * by_time_beta**2 / time_beta
-        sum_xi += (xi_ * of_beta).sum().item()
+        sum_xi += torch.mul(xi_, of_beta, out=to_time).sum().item()
         torch.mul(table[5:7], xi_, out=table[:2])
         torch.mul(by_e, xi_, out=by_xi)
         totals.append(
@@ -287,7 +287,7 @@ def batch_norm_backward(
         of_m.addcmul_(of_h, xi_, value=-1)
         ones.fill_(1)
         out.addcmul_(b, contract(by_element, _joined(table[5:8]), out=square))
-        torch.baddbmm(out, by_channel.expand(len(b), -1, -1), _joined(table[2:5]), out=out)
+        torch.baddbmm(out, by_channel.expand(b.shape[0], -1, -1), _joined(table[2:5]), out=out)
 
     along = torch.dot(by_beta, point).item()
     return (

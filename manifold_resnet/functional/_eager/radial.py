@@ -64,7 +64,7 @@ def _read_constants(dtype: torch.dtype, process: int, moment: int) -> None:
 
 def contract(rows: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
     """Sums over the channels of `x` ``[B, C, N]`` with weights ``[k, C]``: ``[B, k, N]``."""
-    return torch.bmm(rows.expand(len(x), -1, -1), x, out=out)
+    return torch.bmm(rows.expand(x.shape[0], -1, -1), x, out=out)
 
 
 def collect(x: Tensor, rows: Tensor) -> Tensor:
