@@ -114,17 +114,17 @@ def hyperplanes_backward(
     limit_y = math.asinh(math.sqrt(most)) if not bounded else reach
     inverse_norm.mul_(0.5 / log2)
     steep = h.numel() > 0 and limit_y * 2 * inverse_norm.max().item() > overflow
-    memory = Scratch(h, 4 if bounded else 3)
+    memory = Scratch(h, 4)
     grad_inner, along_q, along_sinh = torch.empty_like(h), torch.empty_like(square), torch.empty_like(square)
     four_norm, by_norm, by_q, by_cosh = 2 * two_norm, [], [], []
     to_inner, q_row, sinh_row = four_norm * cosh_r, two_norm.mT, (four_norm * sinh_r).mT
     for raw, g, e, slope_, cosh_, out, q_, sinh_ in pieces(
         h, grad, excess.expand_as(square), slope, cosh, grad_inner, along_q, along_sinh
     ):
-        x, y, z, *more = memory.like(raw)
+        x, y, z, w = memory.like(raw)
         if bounded:
             by_h = dot(g, raw, z).mul_(e > 1).div_(e).mul_(-1 / most)
-            g = torch.mul(g, 1 / e, out=more[0]).addcmul_(raw, by_h)
+            g = torch.mul(g, 1 / e, out=w).addcmul_(raw, by_h)
             raw = raw * e
             g.mul_(raw.abs() < far)
         root_(torch.addcmul(one, raw, raw, out=x))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,9 +40,10 @@ class Scratch:
 
     def __init__(self, x: Tensor, count: int) -> None:
         self._images = _at_once(x)
-        self._buffers = x.new_empty(count, self._images, *x.shape[1:]).unbind()
+        # one by one: freed memory of images fits these, and less is asked of the system
+        self._buffers = [x.new_empty(self._images, *x.shape[1:]) for _ in range(count)]
 
-    def like(self, piece: Tensor) -> Sequence[Tensor]:
+    def like(self, piece: Tensor) -> list[Tensor]:
         """The memory, as large as a piece."""
         images = piece.shape[0]
         return self._buffers if images == self._images else [b[:images] for b in self._buffers]
