@@ -335,7 +335,7 @@ def _batch_norm_backward(
     batch_variance: Tensor,
     xi: Tensor,
     log: Tensor,
-    exp: Tensor,
+    factors: Tensor,
     eps: float,
     chart: Chart,
     relu: bool,
@@ -347,7 +347,7 @@ def _batch_norm_backward(
     if library is not None:
         return *library.batch_norm_backward(
             grads[0], result if relu else None, h, mean, variance, gain, center, c, limit, sums, batch_variance, xi,
-            log, exp, eps, chart == "tangent", base_gain, _cap_of(center), needs[5],
+            log, factors, eps, chart == "tangent", base_gain, _cap_of(center), needs[5],
         ), None  # fmt: skip
     used_gain, used_center = _affine(gain, center, c, base_gain)
     *others, grad_gain, grad_center, grad_c, grad_limit = _standard_backward(

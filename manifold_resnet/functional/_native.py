@@ -338,14 +338,14 @@ class Library:
         batch_variance: Tensor,
         xi: Tensor,
         log: Tensor,
-        exp: Tensor,
+        factors: Tensor,
         eps: float,
         tangent: bool,
         base_gain: float | None,
         cap: float,
         needs_c: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor | None]:
-        """Gradients for the first six arguments of `_channel_norm._batch_norm`; `exp` is not needed."""
+        """Gradients for the first six arguments of `_channel_norm._batch_norm`; `factors` are not needed."""
         grad, h, channels = grad.contiguous(), h.contiguous(), h.shape[1]
         grad_h, scratch, gradients = (
             torch.empty_like(h),
@@ -373,12 +373,12 @@ class Library:
         shortcut_tangent: bool,
         tangent: bool,
         relu: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """`residual._sum` and ReLU."""
         x, shortcut = x.contiguous(), shortcut.contiguous()
         out = torch.empty_like(x)
         self._run("residual", x, x, shortcut, c, limit, x_first, shortcut_tangent, tangent, relu, out)
-        return out
+        return out, x.new_empty(0)
 
     def residual_backward(
         self,
@@ -388,12 +388,13 @@ class Library:
         shortcut: Tensor,
         c: Tensor,
         limit: Tensor,
+        numbers: Tensor,
         x_first: bool,
         shortcut_tangent: bool,
         tangent: bool,
         needs_c: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`residual._sum_backward`."""
+        """`residual._residual_backward`; `numbers` are not needed."""
         grad, x, shortcut = grad.contiguous(), x.contiguous(), shortcut.contiguous()
         grad_x, grad_shortcut, by_c = torch.empty_like(x), torch.empty_like(x), x.new_empty(())
         self._run(

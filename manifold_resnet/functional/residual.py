@@ -155,34 +155,39 @@ def _residual(
     shortcut_chart: Chart,
     chart: Chart,
     relu: bool,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """The sum, and what `_eager` keeps."""
     library = fused(_eager, x, shortcut, c, limit)
     if library is not None:
         return library.residual(
             x, shortcut, c, limit, order == "fr", shortcut_chart == "tangent", chart == "tangent", relu
         )
     z = _sum(x, shortcut, c, limit, order, shortcut_chart, chart)
-    return z.relu_() if relu else z
+    return z.relu_() if relu else z, x.new_empty(0)
 
 
 def _residual_backward(
-    grad: Tensor,
+    grads: tuple[Tensor | None, Tensor | None],
     needs: tuple[bool, ...],
     x: Tensor,
     shortcut: Tensor,
     c: Tensor,
     limit: Tensor,
     result: Tensor,
+    numbers: Tensor,
     order: Order,
     shortcut_chart: Chart,
     chart: Chart,
     relu: bool,
 ) -> tuple[Tensor | None, ...]:
+    grad = grads[0]
+    if grad is None:
+        return (None,) * 4
     library = None if needs[3] else fused(_eager, x, grad, shortcut, c, limit)
     if library is not None:
         *gradients, by_c = library.residual_backward(
-            grad, result if relu else None, x, shortcut, c, limit, order == "fr", shortcut_chart == "tangent",
-            chart == "tangent", needs[2],
+            grad, result if relu else None, x, shortcut, c, limit, numbers, order == "fr",
+            shortcut_chart == "tangent", chart == "tangent", needs[2],
         )  # fmt: skip
         return *gradients, by_c if needs[2] else None, None
     if relu:
@@ -197,7 +202,7 @@ def _residual_backward(
     )
 
 
-_residual_op = differentiable(_residual, _residual_backward, tensors=4, keep_outputs=True, images=2)
+_residual_op = differentiable(_residual, _residual_backward, tensors=4, keep_outputs=True, auxiliary=1, images=2)
 
 
 def residual_sum(
@@ -215,7 +220,7 @@ def residual_sum(
     """Möbius sum, bounded by `limit` (see `squared_limit`), of `x` in the hyperboloid chart and a shortcut in any."""
     if shortcut_chart == "ball":
         shortcut, shortcut_chart = convert(shortcut, "ball", "hyperboloid", c=c, dim=dim), "hyperboloid"
-    return _residual_op(x, shortcut, c, limit, dim, order, shortcut_chart, chart, relu)
+    return _residual_op(x, shortcut, c, limit, dim, order, shortcut_chart, chart, relu)[0]
 
 
 def mobius_residual(

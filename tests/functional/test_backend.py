@@ -79,6 +79,37 @@ def test_compiled_equals_eager(shape, training, options):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("max_distance", [None, 0.5], ids=["unbounded", "bounded"])
+@pytest.mark.parametrize("chart", ["tangent", "hyperboloid"])
+@pytest.mark.parametrize(
+    ("forward", "backward"),
+    [
+        ("eager", "eager"),
+        pytest.param("compiled", "compiled", marks=needs_compiler),
+        pytest.param("eager", "compiled", marks=needs_compiler),
+        pytest.param("compiled", "eager", marks=needs_compiler),
+    ],
+)
+def test_each_backward_pass_is_the_first(forward, backward, chart, max_distance):
+    """What a backward pass uses it leaves as it was, and it does not need the same kernels as the forward pass."""
+    layers, _ = block(max_distance=max_distance)
+    conv, norm, add = layers
+    u = torch.randn(3, 5, 6, 7, dtype=torch.float64, requires_grad=True)
+    leaves = [u, *(p for p in layers.parameters() if p.requires_grad)]
+    with mr.set_backend(forward):
+        h = conv(u, in_chart="tangent", out_chart="hyperboloid")
+        v = norm(h, in_chart="hyperboloid", out_chart=chart, relu=chart == "tangent")
+        y = add(h, v, in_chart="hyperboloid", shortcut_chart=chart, out_chart=chart, relu=chart == "tangent")
+    cotangent = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    with mr.set_backend(forward):
+        expected = torch.autograd.grad(y, leaves, cotangent, retain_graph=True)
+    with mr.set_backend(backward):
+        first, second = (torch.autograd.grad(y, leaves, cotangent, retain_graph=True) for _ in range(2))
+    for a, b, c in zip(first, second, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+        torch.testing.assert_close(a, c, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("options", [{}, {"max_distance": 0.5}], ids=["default", "bounded"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("shape", [(2, 1, 1), (5, 17, 23), (1, 12, 31)], ids=str)

@@ -10,6 +10,7 @@ from torch import Tensor
 from manifold_resnet.functional._eager.radial import (
     Scratch,
     SinhFactor,
+    added,
     collect,
     contract,
     dot,
@@ -157,7 +158,7 @@ def hyperplanes_backward(
     if offset is not None:
         grad_square.addcmul_(along_sinh, slope, value=-root_c)
         in_reach = offset.abs() < 0.25 * reach / root_c
-        by_r = (sum(by_q) * sinh_r.view(-1)).mul_(0.5).sub_(sum(by_cosh)[0]).div_(cosh_r.view(-1))
+        by_r = (added(by_q) * sinh_r.view(-1)).mul_(0.5).sub_(added(by_cosh)[0]).div_(cosh_r.view(-1))
         grad_offset = by_r.mul_(four_norm.view(-1)).mul_(in_reach).mul_(2 * root_c)
     if needs_c:
         by_square = grad_square * square
@@ -165,4 +166,4 @@ def hyperplanes_backward(
         if offset is not None and grad_offset is not None:
             grad_c.add_(torch.dot(grad_offset, offset), alpha=0.5)
         grad_c.div_(number)
-    return grad_inner, grad_square, sum(by_norm).mul_(2 * log2), grad_offset, grad_c
+    return grad_inner, grad_square, added(by_norm).mul_(2 * log2), grad_offset, grad_c

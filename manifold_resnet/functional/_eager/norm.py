@@ -18,6 +18,7 @@ from manifold_resnet.functional._eager.radial import (
     BoundedFactor,
     Scratch,
     SinhFactor,
+    added,
     asinh_decrease,
     asinh_factor,
     collect,
@@ -28,6 +29,7 @@ from manifold_resnet.functional._eager.radial import (
     root_,
     sinh_factor,
     square_from_time,
+    sum_of_products,
 )
 from manifold_resnet.functional._even import sinh_limit
 
@@ -84,7 +86,8 @@ def batch_norm(
     prepare(h)
     images, channels, pixels = h.shape
     count, number, most, reach = images * pixels, c.item(), limit.item(), sinh_limit(h.dtype)
-    out, (xi, log, exp, s) = torch.empty_like(h), (h.new_empty(images, 1, pixels) for _ in range(4))
+    out, (xi, log, s) = torch.empty_like(h), (h.new_empty(images, 1, pixels) for _ in range(3))
+    factors = h.new_empty(1 + tangent, images, 1, pixels)
     memory = Scratch(h, 1)
     for x, s_ in pieces(h, s):
         torch.sum(torch.mul(x, x, out=memory.like(x)[0]), 1, keepdim=True, out=s_)
@@ -104,13 +107,13 @@ def batch_norm(
         asinh_factor(dot(b, b, p), number, out=k)
         if variance is None:
             squares.append(collect(p, k * k))
-    variance = sum(squares).view(-1).div_(count) if variance is None else variance.clone()
+    variance = added(squares).view(-1).div_(count) if variance is None else variance.clone()
     ratio, point = _gains(gain, base_gain) * torch.rsqrt(variance + eps), center.as_subclass(Tensor)
     beta = point * lift_factor(_square(point), number, cap)[0]
     square_beta, by_z, row, column = _square(beta), _column(ratio), _row(beta), _column(beta)
     time_beta, is_far = math.sqrt(1 + square_beta), square_beta > _FAR
-    for y, k, e in pieces(out, log, exp):
-        (p,) = memory.like(y)
+    for y, k, e, *others in pieces(out, log, *factors):
+        (p,), kept = memory.like(y), others[0] if tangent else None
         y.mul_(by_z)
         z_z = dot(y, y, p)
         time_u = sinh_factor(z_z, number, reach, scale=k, out=e).time
@@ -120,17 +123,17 @@ def batch_norm(
         square_y = None if is_far else square_from_time(time_y, most)
         if square_y is None:
             y.mul_(e).addcmul_(time, column)
-            factor = BoundedFactor(dot(y, y, p), number, most, tangent).value
+            factor = BoundedFactor(dot(y, y, p), number, most, tangent, out=kept).value
             if factor is not None:
                 y.mul_(factor)
         else:
-            factor = BoundedFactor(square_y, number, most, tangent, time=time_y).value
+            factor = BoundedFactor(square_y, number, most, tangent, time=time_y, out=kept).value
             if factor is not None:
                 e, time = e * factor, time.mul_(factor)
             y.mul_(e).addcmul_(time, column)
         if relu:
             y.relu_()
-    return out, sums, variance, xi, log, exp
+    return out, sums, variance, xi, log, factors
 
 
 def batch_norm_backward(
@@ -147,7 +150,7 @@ def batch_norm_backward(
     batch_variance: Tensor,
     xi: Tensor,
     log: Tensor,
-    exp: Tensor,
+    factors: Tensor,
     eps: float,
     tangent: bool,
     base_gain: float | None,
@@ -158,6 +161,9 @@ def batch_norm_backward(
     grad, h = grad.contiguous(), h.contiguous()
     prepare(h)
     images, _, pixels = h.shape
+    if factors.numel() == 0:  # other kernels went forward
+        terms = h, mean, variance, gain, center, c, limit, eps, tangent, False, base_gain, cap
+        *_, xi, log, factors = batch_norm(*terms)
     count, number, most, reach = images * pixels, c.item(), limit.item(), sinh_limit(h.dtype)
     gains, point = _gains(gain, base_gain), center.as_subclass(Tensor)
     m, normalising = _normalise(sums) if mean is None else (mean, 1.0)
@@ -180,11 +186,10 @@ def batch_norm_backward(
     sum_beta = sum_xi = sum_m = sum_c = 0.0
     known, totals = [], []
     masks = grad if result is None else result
-    kept = exp.numel() > 0
-    for x, g, mask, xi_, k, e, b, square, out in pieces(
-        h, grad, masks, xi, log, exp if kept else log, differences, squares, grad_h
+    for x, g, mask, xi_, k, b, square, out, e, *others in pieces(
+        h, grad, masks, xi, log, differences, squares, grad_h, *factors
     ):
-        (p,) = memory.like(x)
+        (p,), kept = memory.like(x), others[0] if tangent else None
         if result is not None:
             g = torch.ops.aten.threshold_backward.grad_input(g, mask, 0, grad_input=out)
         torch.addcmul(x, xi_, m_column, value=-1, out=b)
@@ -199,15 +204,13 @@ def batch_norm_backward(
         table = x.new_empty(10, x.shape[0], 1, pixels)
         _, _, of_beta, _, _, of_z, log_square, _, by_time, by_xi = table.unbind()
         torch.mul(k, k, out=log_square)
-        if not kept:
-            e = sinh_factor(z_z, number, reach, scale=k).value
         e_z, e_beta = e * z_z, e * z_beta
         time_u = root_(torch.addcmul(one_pixel, e, e_z))
         sinh = SinhFactor(z_z, number, reach, e, time_u, scale=k)
         time = torch.add(time_u, e_beta, alpha=by_time_beta)
         y_z, y_beta = torch.addcmul(e_z, time, z_beta), e_beta.add_(time, alpha=square_beta)
         # what cancels here is lost near zero, where the factor does not depend on it
-        factor = BoundedFactor((e * y_z).addcmul_(time, y_beta).clamp_(min=0), number, most, tangent)
+        factor = BoundedFactor((e * y_z).addcmul_(time, y_beta).clamp_(min=0), number, most, tangent, value=kept)
         everywhere = reachable and not factor.outside
         to_z, to_beta, by_e, d = grad_z, grad_beta, e, None
         if factor.value is None:
@@ -215,27 +218,27 @@ def batch_norm_backward(
         else:
             grad_y = (e * grad_z).addcmul_(time, grad_beta)
             if needs_c and tangent:
-                sum_c -= 0.5 * (factor.value * grad_y).sum().item()
+                sum_c -= 0.5 * sum_of_products(factor.value, grad_y)
             d = factor.decrease().mul_(grad_y)
             to_z = (grad_z * factor.value).addcmul_(d, y_z, value=-1)
             to_beta = (grad_beta * factor.value).addcmul_(d, y_beta, value=-1)
             torch.mul(time, factor.value, out=by_time)
-            by_e = factor.value.mul_(e)
+            by_e = factor.value * e
         # the gradients for y's inner products with z and beta are e and time times these; that for e follows
         to_e = e_z.div_(time_u).add_(z_beta, alpha=by_time_beta).mul_(to_beta).add_(to_z)
         if needs_c:
-            sum_c += (sinh.by_c(everywhere) * to_e).sum().item()
+            sum_c += sum_of_products(sinh.by_c(everywhere), to_e)
         # coefficients in log times the gradient for u: of beta, of z; of grad it is by_e
         to_time = to_beta * e
         by_z, by_beta = to_time / time_u, to_beta.mul_(by_time_beta)
         if d is not None:
             by_z.addcmul_(d, e, value=-1)
             by_beta.addcmul_(d, time, value=-1)
-            sum_beta -= d.mul_(time).mul_(time).sum().item()
+            sum_beta -= sum_of_products(d.mul_(time), time)
         torch.mul(by_beta, e, out=of_beta)
         torch.addcmul(by_z.mul_(e), sinh.decrease(everywhere), to_e, value=-1, out=of_z)
-        sum_beta -= to_time.mul_(z_beta).sum().item() * by_time_beta**2 / time_beta
-        sum_xi += torch.mul(xi_, of_beta, out=to_time).sum().item()
+        sum_beta -= sum_of_products(to_time, z_beta) * by_time_beta**2 / time_beta
+        sum_xi += sum_of_products(xi_, of_beta)
         torch.mul(table[5:7], xi_, out=table[:2])
         torch.mul(by_e, xi_, out=by_xi)
         totals.append(
@@ -247,7 +250,7 @@ def batch_norm_backward(
         grad_m = (by_e * grad_m).addcmul_(of_z, z_m).add_(of_beta, alpha=ratio_beta_m)
         known.append((table, grad_b, grad_m, b_b, b_m))
 
-    of_p, of_square, (b_z, b_log, b_beta), (by_beta, by_xi) = (sum(column) for column in zip(*totals, strict=True))
+    of_p, of_square, (b_z, b_log, b_beta), (by_beta, by_xi) = map(added, zip(*totals, strict=True))
     along_w = torch.addcmul(of_p[0], ratio, of_square[0]).addcmul_(beta, b_beta)
     by_beta = torch.addcmul(by_beta, ratio, b_beta).add_(beta, alpha=sum_beta)
     grad_variance = (gains * along_w).mul_(inverse**3).mul_(-0.5)
@@ -271,8 +274,8 @@ def batch_norm_backward(
         torch.reciprocal(xi_ + along_m, out=inverse_time)
         torch.addcmul(d, q, inverse_time, value=1 + time_m, out=of_h)  # minus this one
         mean_totals.append(collect(b, torch.addcmul(q, d, xi_, out=of_m))[0])
-        sum_m += q.mul_(along_m.mul_(-1 / time_m).add_(xi_)).sum().item()
-    grad_mean = grad_mean.add_(sum(mean_totals)).add_(m, alpha=sum_m)
+        sum_m += sum_of_products(q, torch.sub(xi_, along_m, alpha=1 / time_m))
+    grad_mean = grad_mean.add_(added(mean_totals)).add_(m, alpha=sum_m)
 
     constant, by_excess = torch.zeros_like(m), 0.0
     if mean is None:  # as `midpoint._normalise_backward`

@@ -63,13 +63,15 @@ def directions_backward(
     rows, radius, inverse = _rows(weight)
     unit, along, grad_rows = rows * inverse, 0.0, None
     if grad is not None:
-        grad_rows = grad.flatten(1) * inverse.mul_(factor)
-        along = -(grad_rows * unit).sum(1, keepdim=True)
+        share, grad = inverse.mul_(factor), grad.flatten(1)
+        grad_rows = grad * share
+        along = (unit * grad).sum(1, keepdim=True).mul_(share).neg_()
     if grad_norm is not None:
         slope = grad_norm.unsqueeze(1)
         if scale is not None:
-            inside = (radius * radius).mul_(c.item()).clamp_(max=(1 - 2 * torch.finfo(radius.dtype).eps) ** 2)
-            slope = scale * slope / inside.neg_().add_(1)
-        along = along + slope
-    along = unit * along
-    return (along if grad_rows is None else grad_rows.add_(along)).view(weight.shape), None
+            # of artanh, within what `directions` bounds
+            least = 1 - (1 - 2 * torch.finfo(radius.dtype).eps) ** 2
+            inside = torch.addcmul(radius.new_ones(()), radius, radius, value=-c.item()).clamp_(min=least)
+            slope = (slope * scale).div_(inside)
+        along = slope + along
+    return (unit * along if grad_rows is None else grad_rows.addcmul_(unit, along)).view(weight.shape), None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 # bytes of a tensor at once, for each thread: what is read several times stays in the cache, and calls are few
 _PIECE = 1 << 21
+_ROOM = 256
 
 
 def _at_once(x: Tensor) -> int:
@@ -36,12 +37,17 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 class Scratch:
-    """Memory for `count` tensors like the `pieces` of `x`."""
+    """Memory for `count` tensors like the `pieces` of `x`.
+
+    With room to spare: where one was freed, glibc finds place for an aligned tensor of the same size, for which it
+    would otherwise ask the system.
+    """
 
     def __init__(self, x: Tensor, count: int) -> None:
         self._images = _at_once(x)
+        shape = self._images, *x.shape[1:]
         # one by one: freed memory of images fits these, and less is asked of the system
-        self._buffers = [x.new_empty(self._images, *x.shape[1:]) for _ in range(count)]
+        self._buffers = [x.new_empty(math.prod(shape) + _ROOM).resize_(shape) for _ in range(count)]
 
     def like(self, piece: Tensor) -> list[Tensor]:
         """The memory, as large as a piece."""
@@ -73,9 +79,19 @@ def collect(x: Tensor, rows: Tensor) -> Tensor:
     return torch.bmm(rows, x.mT).sum(0)
 
 
-def dot(a: Tensor, b: Tensor, product: Tensor) -> Tensor:
+def added(parts: Sequence[Tensor]) -> Tensor:
+    """The sum over pieces; of a single one that is no operation."""
+    return sum(parts[1:], parts[0])
+
+
+def dot(a: Tensor, b: Tensor, product: Tensor, out: Tensor | None = None) -> Tensor:
     """Inner products over the channels; `product` is overwritten."""
-    return torch.mul(a, b, out=product).sum(1, keepdim=True)
+    return torch.sum(torch.mul(a, b, out=product), 1, keepdim=True, out=out)
+
+
+def sum_of_products(a: Tensor, b: Tensor) -> float:
+    """Sum of the products of two tensors of one size."""
+    return torch.dot(a.flatten(), b.flatten()).item()
 
 
 def root_(x: Tensor) -> Tensor:
@@ -183,8 +199,10 @@ class BoundedFactor:
         The curvature is ``-c``; bound on squared norms.
     tangent : bool
         Whether to convert to tangent vectors.
-    time : Tensor, optional
-        The time part of the points, if it is known.
+    time, value : Tensor, optional
+        The time part of the points, and the factor, if they are known.
+    out : Tensor, optional
+        Memory for the factor, if it converts.
 
     Attributes
     ----------
@@ -194,26 +212,34 @@ class BoundedFactor:
         Whether there are points beyond the bound.
     """
 
-    def __init__(self, s: Tensor, c: float, limit: float, tangent: bool, time: Tensor | None = None) -> None:
-        self._s, self._c, self._limit, self.outside = s, c, limit, s.max().item() > limit
-        self.value = self._factor = None
-        if tangent:
+    def __init__(
+        self,
+        s: Tensor,
+        c: float,
+        limit: float,
+        tangent: bool,
+        time: Tensor | None = None,
+        value: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> None:
+        self._s, self._c, self._limit, self._tangent = s, c, limit, tangent
+        self.value, self.outside = value, s.max().item() > limit
+        if tangent and value is None:
             inside = s.clamp(max=limit) if self.outside else s
-            self._time = root_(inside + 1) if time is None or self.outside else time
-            self.value = self._factor = asinh_factor(inside, c, time=self._time)
-        if self.outside:
+            self.value = asinh_factor(inside, c, time=None if self.outside else time, out=out)
+        if self.outside and value is None:
             shrink = (s / limit).clamp_(min=1).rsqrt_()
-            self.value = shrink if self.value is None else shrink.mul_(self.value)
+            self.value = shrink if self.value is None else self.value.mul_(shrink)
 
     def decrease(self) -> Tensor:
         """Minus twice the derivative with respect to the squared norm.
 
         Outside, the factor is a radius over the norm.
         """
-        if self._factor is None:
+        if not self._tangent or self.value is None:
             inner = torch.zeros_like(self._s)
         else:
-            inner = asinh_decrease(self._s, self._time.reciprocal(), self._factor, self._c)
+            inner = asinh_decrease(self._s, (self._s + 1).pow_(-0.5), self.value, self._c)
         if not self.outside or self.value is None:
             return inner
         inside = self._s <= self._limit

@@ -15,6 +15,7 @@ from manifold_resnet.functional._eager.radial import (
     root_,
     sinh_factor,
     square_from_time,
+    sum_of_products,
 )
 from manifold_resnet.functional._even import sinh_limit
 
@@ -60,16 +61,17 @@ def residual(
     shortcut_tangent: bool,
     tangent: bool,
     relu: bool,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     x, shortcut = x.contiguous(), shortcut.contiguous()
     prepare(x)
     number, most, reach = c.item(), limit.item(), sinh_limit(x.dtype)
-    out = torch.empty_like(x)
+    out, numbers = torch.empty_like(x), x.new_empty(5, x.shape[0], 1, x.shape[2])
     memory = Scratch(x, 1)
-    for a, r, z in pieces(x, shortcut, out):
+    for a, r, z, s_x, s_r, inner, exp, value in pieces(x, shortcut, out, *numbers):
         (p,) = memory.like(z)
-        s_x, s_r, inner = dot(a, a, p), dot(r, r, p), dot(a, r, p)
-        sinh = sinh_factor(s_r, number, reach) if shortcut_tangent else None
+        for first, second, product in ((a, a, s_x), (r, r, s_r), (a, r, inner)):
+            dot(first, second, p, out=product)
+        sinh = sinh_factor(s_r, number, reach, out=exp) if shortcut_tangent else None
         total = _Sum(s_x, s_r, inner, sinh, x_first)
         by_x, by_r, time = total.by_x, total.by_r, total.time_x * total.time_r
         # with points far from the origin, terms of z and of its time part cancel; the bound must hold all the same
@@ -77,17 +79,17 @@ def residual(
         square = None if is_far else square_from_time(time.add_(total.exp_inner), most)
         if square is None:
             torch.mul(a, by_x, out=z).addcmul_(r, by_r)
-            factor = BoundedFactor(dot(z, z, p), number, most, tangent).value
+            factor = BoundedFactor(dot(z, z, p), number, most, tangent, out=value).value
             if factor is not None:
                 z.mul_(factor)
         else:
-            factor = BoundedFactor(square, number, most, tangent, time=time).value
+            factor = BoundedFactor(square, number, most, tangent, time=time, out=value).value
             if factor is not None:
                 by_x, by_r = by_x * factor, by_r * factor
             torch.mul(a, by_x, out=z).addcmul_(r, by_r)
         if relu:
             z.relu_()
-    return out
+    return out, numbers
 
 
 def residual_backward(
@@ -97,6 +99,7 @@ def residual_backward(
     shortcut: Tensor,
     c: Tensor,
     limit: Tensor,
+    numbers: Tensor,
     x_first: bool,
     shortcut_tangent: bool,
     tangent: bool,
@@ -104,27 +107,32 @@ def residual_backward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     grad, x, shortcut = grad.contiguous(), x.contiguous(), shortcut.contiguous()
     prepare(x)
+    if numbers.numel() == 0:  # other kernels went forward
+        _, numbers = residual(x, shortcut, c, limit, x_first, shortcut_tangent, tangent, relu=False)
     number, most, reach = c.item(), limit.item(), sinh_limit(x.dtype)
     to_x, to_shortcut, sum_c = torch.empty_like(x), torch.empty_like(x), 0.0
     memory = Scratch(x, 1)
-    masks = grad if result is None else result
-    for a, r, g, mask, out_x, out_r in pieces(x, shortcut, grad, masks, to_x, to_shortcut):
+    masks, one = grad if result is None else result, x.new_ones(1, 1, 1)
+    for a, r, g, mask, out_x, out_r, s_x, s_r, inner, exp, value in pieces(
+        x, shortcut, grad, masks, to_x, to_shortcut, *numbers
+    ):
         (p,) = memory.like(a)
         if result is not None:
             g = torch.ops.aten.threshold_backward.grad_input(g, mask, 0, grad_input=out_r)
-        s_x, s_r, inner, grad_x, grad_r = dot(a, a, p), dot(r, r, p), dot(a, r, p), dot(g, a, p), dot(g, r, p)
-        sinh = sinh_factor(s_r, number, reach) if shortcut_tangent else None
+        grad_x, grad_r, sinh = dot(g, a, p), dot(g, r, p), None
+        if shortcut_tangent:
+            sinh = SinhFactor(s_r, number, reach, exp, root_(torch.addcmul(one, exp * exp, s_r)))
         total = _Sum(s_x, s_r, inner, sinh, x_first)
         by_x, by_r, (z_x, z_r) = total.by_x, total.by_r, total.products()
         # what cancels here is lost near zero, where the factor does not depend on it
         square = (by_x * z_x).addcmul_(by_r, z_r).clamp_(min=0)
-        factor = BoundedFactor(square, number, most, tangent)
+        factor = BoundedFactor(square, number, most, tangent, value=value if tangent else None)
         exp, time_x, time_r, share, exp_inner = total.exp, total.time_x, total.time_r, total.share, total.exp_inner
         d = None
         if factor.value is not None:
             grad_z = (by_x * grad_x).addcmul_(by_r, grad_r)
             if needs_c and tangent:
-                sum_c -= 0.5 * (factor.value * grad_z).sum().item()
+                sum_c -= 0.5 * sum_of_products(factor.value, grad_z)
             d = factor.decrease().mul_(grad_z)
             grad_x = (grad_x * factor.value).addcmul_(d, z_x, value=-1)
             grad_r = (grad_r * factor.value).addcmul_(d, z_r, value=-1)
@@ -145,7 +153,7 @@ def residual_backward(
             everywhere = s_r.max().item() < reach**2 / (4 * number)
             r_by_r.addcmul_(to_exp, sinh.decrease(everywhere), value=-1)
             if needs_c:
-                sum_c += (sinh.by_c(everywhere) * to_exp).sum().item()
+                sum_c += sum_of_products(sinh.by_c(everywhere), to_exp)
         if d is not None:
             x_by_x.addcmul_(d * by_x, by_x, value=-1)
             d.mul_(by_r)
