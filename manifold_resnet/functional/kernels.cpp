@@ -31,17 +31,17 @@ constexpr int64_t W = 128;  // pixels in a block
 template <typename T> struct Format;
 template <> struct Format<float> {
   using Bits = int32_t;
-  static constexpr int mantissa = 23, bias = 127, exp_terms = 7, log_terms = 5, series_terms = 5;
+  static constexpr int mantissa = 23, bias = 127, exp_terms = 3, log_terms = 5, series_terms = 5;
   static constexpr Bits sqrt_half = 0x3f3504f3;
   static constexpr float ln2_high = 0.693145751953125f, ln2_low = 1.42860677e-6f;
-  static constexpr float sinh_limit = 40, overflow = 80, tiny = 1e-30f, series = 0.05f;
+  static constexpr float sinh_limit = 40, overflow = 80, tiny = 1e-30f, series = 0.05f, far = 1e10f;
 };
 template <> struct Format<double> {
   using Bits = int64_t;
-  static constexpr int mantissa = 52, bias = 1023, exp_terms = 14, log_terms = 11, series_terms = 9;
+  static constexpr int mantissa = 52, bias = 1023, exp_terms = 6, log_terms = 11, series_terms = 9;
   static constexpr Bits sqrt_half = 0x3fe6a09e667f3bcd;
   static constexpr double ln2_high = 0.693147180369123816490, ln2_low = 1.90821492927058770002e-10;
-  static constexpr double sinh_limit = 300, overflow = 700, tiny = 1e-200, series = 0.01;
+  static constexpr double sinh_limit = 300, overflow = 700, tiny = 1e-200, series = 0.01, far = 1e20;
 };
 
 template <typename T> inline T from_bits(typename Format<T>::Bits b) {
@@ -56,47 +56,42 @@ template <typename T> inline typename Format<T>::Bits to_bits(T x) {
   return b;
 }
 
-// exp(a) - 1 for 0 <= a <= overflow, exact near zero
-template <typename T> inline T expm1(T a) {
+// Exact near zero, as the next: there n = 0, and what approaches zero is a factor. One division, for they are slow.
+template <typename T> inline T asinh(T q, T root) {  // root = sqrt(1 + q^2)
   using F = Format<T>;
   using Bits = typename F::Bits;
-  // coefficients 1/2!, 1/3!, ...
-  constexpr T k[] = {T(1) / 2, T(1) / 6, T(1) / 24, T(1) / 120, T(1) / 720, T(1) / 5040, T(1) / 40320, T(1) / 362880,
-                     T(1) / 3628800, T(1) / 39916800, T(1) / 479001600, T(1) / 6227020800.0, T(1) / 87178291200.0,
-                     T(1) / 1307674368000.0};
-  const Bits n = static_cast<Bits>(a * T(1.4426950408889634) + T(0.5));
-  const T r = (a - T(n) * F::ln2_high) - T(n) * F::ln2_low;
-  T p = k[F::exp_terms - 1];
-  UNROLL for (int i = F::exp_terms - 2; i >= 0; --i) p = p * r + k[i];
-  const T scale = from_bits<T>((n + F::bias) << F::mantissa);
-  return scale * (r + r * r * p) + (scale - 1);
-}
-
-// log(1 + x) for x >= 0, exact near zero
-template <typename T> inline T log1p(T x) {
-  using F = Format<T>;
-  using Bits = typename F::Bits;
-  const T u = 1 + x;
-  const T lost = x - (u - 1);  // to rounding; where u > 2/eps it is meaningless, and small
+  const T a = std::abs(q), cosh = a < F::far ? root : a;
+  const T u = cosh + a;           // exp(asinh a) = 2^n f
+  const T lost = a - (u - cosh);  // to rounding
   const Bits b = to_bits(u) - F::sqrt_half;
   const Bits n = b >> F::mantissa;
   const T f = from_bits<T>((b & ((Bits(1) << F::mantissa) - 1)) + F::sqrt_half);
-  const T g = (f - 1) + lost * from_bits<T>((F::bias - n) << F::mantissa);
-  const T s = g / (2 + g), z = s * s;
+  const T above = n == 0 ? a : (f - 1) + lost * from_bits<T>((F::bias - n) << F::mantissa);
+  const T s = above / (n == 0 ? 1 + root : 1 + f), z = s * s;  // log f = 2 artanh s
   T p = T(1) / (2 * F::log_terms + 1);
   UNROLL for (int i = F::log_terms - 1; i >= 1; --i) p = p * z + T(1) / (2 * i + 1);
-  return T(n) * F::ln2_high + (T(n) * F::ln2_low + (2 * s + 2 * s * z * p));
+  return std::copysign(T(n) * F::ln2_high + (T(n) * F::ln2_low + (2 * s + 2 * s * z * p)), q);
 }
 
-template <typename T> inline T asinh(T q, T root) {  // root = sqrt(1 + q^2)
-  const T a = std::abs(q);
-  return std::copysign(log1p(a + a * (a / (1 + root))), q);
-}
-
+// for |y| <= overflow
 template <typename T> inline void sinh_cosh(T y, T& sinh, T& cosh) {
-  const T m = expm1(std::abs(y)), r = m / (m + 1);
-  sinh = std::copysign(T(0.5) * (m + r), y);
-  cosh = 1 + T(0.5) * (m - r);
+  using F = Format<T>;
+  using Bits = typename F::Bits;
+  // of cosh(r) - 1 over r^2, and of sinh(r)/r - 1 over r^2
+  constexpr T even[] = {T(1) / 2, T(1) / 24, T(1) / 720, T(1) / 40320, T(1) / 3628800, T(1) / 479001600};
+  constexpr T odd[] = {T(1) / 6, T(1) / 120, T(1) / 5040, T(1) / 362880, T(1) / 39916800, T(1) / 6227020800.0};
+  const T a = std::abs(y);
+  const Bits n = static_cast<Bits>(a * T(1.4426950408889634) + T(0.5));
+  const T r = (a - T(n) * F::ln2_high) - T(n) * F::ln2_low, z = r * r;
+  T p = even[F::exp_terms - 1], q = odd[F::exp_terms - 1];
+  UNROLL for (int i = F::exp_terms - 2; i >= 0; --i) {
+    p = p * z + even[i];
+    q = q * z + odd[i];
+  }
+  const T up = T(0.5) * from_bits<T>((F::bias + n) << F::mantissa), down = T(0.5) * from_bits<T>((F::bias - n) << F::mantissa);
+  const T cosh_n = up + down, sinh_n = up - down, c = z * p, s = r + r * z * q;  // of n log 2; of r, less one
+  sinh = std::copysign((cosh_n * s + sinh_n * c) + sinh_n, y);
+  cosh = (sinh_n * s + cosh_n * c) + cosh_n;
 }
 
 template <typename T> inline T clamp(T x, T bound) { return x < -bound ? -bound : (x > bound ? bound : x); }

@@ -65,11 +65,10 @@ def hyperplanes(
         if offset is not None:
             q.mul_(cosh_r).addcmul_(cosh, sinh_r, value=-unit)
         torch.abs(q, out=y)
-        root_(torch.addcmul(constant, q, q, out=x))
         if far:  # asinh |q| = log1p(|q| + q^2/(1 + sqrt(1 + q^2)))
-            torch.div(y, x.add_(1), out=x).mul_(y).add_(y).log1p_().mul_(2)
+            torch.div(y, torch.hypot(constant, q, out=x).add_(1), out=x).mul_(y).add_(y).log1p_().mul_(2)
         else:
-            x.add_(y).mul_(y).log1p_()
+            root_(torch.addcmul(constant, q, q, out=x)).add_(y).mul_(y).log1p_()
         x.mul_(norm)
         if clipped:
             x.clamp_(max=reach)
