@@ -17,6 +17,7 @@ from torch import Tensor
 
 # bytes of a tensor at once, for each thread: what is read several times stays in the cache, and calls are few
 _PIECE = 1 << 21
+# elements that memory for intermediate results has to spare
 _ROOM = 256
 
 
