@@ -87,7 +87,7 @@ def batch_norm(
     images, channels, pixels = h.shape
     count, number, most, reach = images * pixels, c.item(), limit.item(), sinh_limit(h.dtype)
     out, (xi, log, s) = torch.empty_like(h), (h.new_empty(images, 1, pixels) for _ in range(3))
-    factors = h.new_empty(1 + tangent, images, 1, pixels)
+    factors = h.new_empty(3 if tangent else 1, images, 1, pixels)  # exp, and what BoundedFactor takes and gives
     memory = Scratch(h, 1)
     for x, s_ in pieces(h, s):
         torch.sum(torch.mul(x, x, out=memory.like(x)[0]), 1, keepdim=True, out=s_)
@@ -113,21 +113,21 @@ def batch_norm(
     square_beta, by_z, row, column = _square(beta), _column(ratio), _row(beta), _column(beta)
     time_beta, is_far = math.sqrt(1 + square_beta), square_beta > _FAR
     for y, k, e, *others in pieces(out, log, *factors):
-        (p,), kept = memory.like(y), others[0] if tangent else None
+        (p,), (square_y, kept) = memory.like(y), others or (None, None)
         y.mul_(by_z)
         z_z = dot(y, y, p)
         time_u = sinh_factor(z_z, number, reach, scale=k, out=e).time
         e_beta = contract(row, y).mul_(e)
         time = torch.add(time_u, e_beta, alpha=1 / (1 + time_beta))
         time_y = e_beta.add_(time_u, alpha=time_beta)
-        square_y = None if is_far else square_from_time(time_y, most)
-        if square_y is None:
+        square = None if is_far else square_from_time(time_y, most, out=square_y)
+        if square is None:
             y.mul_(e).addcmul_(time, column)
-            factor = BoundedFactor(dot(y, y, p), number, most, tangent, out=kept).value
+            factor = BoundedFactor(dot(y, y, p, out=square_y), number, most, tangent, out=kept).value
             if factor is not None:
                 y.mul_(factor)
         else:
-            factor = BoundedFactor(square_y, number, most, tangent, time=time_y, out=kept).value
+            factor = BoundedFactor(square, number, most, tangent, time=time_y, out=kept).value
             if factor is not None:
                 e, time = e * factor, time.mul_(factor)
             y.mul_(e).addcmul_(time, column)
@@ -189,7 +189,7 @@ def batch_norm_backward(
     for x, g, mask, xi_, k, b, square, out, e, *others in pieces(
         h, grad, masks, xi, log, differences, squares, grad_h, *factors
     ):
-        (p,), kept = memory.like(x), others[0] if tangent else None
+        (p,), (square_y, kept) = memory.like(x), others or (None, None)
         if result is not None:
             g = torch.ops.aten.threshold_backward.grad_input(g, mask, 0, grad_input=out)
         torch.addcmul(x, xi_, m_column, value=-1, out=b)
@@ -209,8 +209,9 @@ def batch_norm_backward(
         sinh = SinhFactor(z_z, number, reach, e, time_u, scale=k)
         time = torch.add(time_u, e_beta, alpha=by_time_beta)
         y_z, y_beta = torch.addcmul(e_z, time, z_beta), e_beta.add_(time, alpha=square_beta)
-        # what cancels here is lost near zero, where the factor does not depend on it
-        factor = BoundedFactor((e * y_z).addcmul_(time, y_beta).clamp_(min=0), number, most, tangent, value=kept)
+        if square_y is None:  # what cancels here is lost near zero, where the bound is not
+            square_y = (e * y_z).addcmul_(time, y_beta).clamp_(min=0)
+        factor = BoundedFactor(square_y, number, most, tangent, value=kept)
         everywhere = reachable and not factor.outside
         to_z, to_beta, by_e, d = grad_z, grad_beta, e, None
         if factor.value is None:

@@ -178,7 +178,7 @@ def asinh_decrease(s: Tensor, inverse_time: Tensor, value: Tensor, c: float) -> 
     return _over(torch.sub(value, inverse_time, alpha=0.5 / math.sqrt(c)), s)
 
 
-def square_from_time(time: Tensor, limit: float) -> Tensor | None:
+def square_from_time(time: Tensor, limit: float, out: Tensor | None = None) -> Tensor | None:
     """Squared norm of points in the hyperboloid chart from their time part; None if `limit`, a bound, forbids it.
 
     What rounding loses is lost near zero, where `BoundedFactor` does not depend on it, unless the bound is there.
@@ -186,7 +186,7 @@ def square_from_time(time: Tensor, limit: float) -> Tensor | None:
     if limit < 1:
         return None
     excess = (time - 1).clamp_(min=0)
-    return torch.addcmul(excess, excess, time)
+    return torch.addcmul(excess, excess, time, out=out)
 
 
 class BoundedFactor:
@@ -201,7 +201,8 @@ class BoundedFactor:
     tangent : bool
         Whether to convert to tangent vectors.
     time, value : Tensor, optional
-        The time part of the points, and the factor, if they are known.
+        The time part of the points, and the factor, if they are known: for these very squared norms, or `decrease`
+        would blow up near zero, being a difference over s.
     out : Tensor, optional
         Memory for the factor, if it converts.
 

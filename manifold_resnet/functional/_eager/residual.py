@@ -65,9 +65,9 @@ def residual(
     x, shortcut = x.contiguous(), shortcut.contiguous()
     prepare(x)
     number, most, reach = c.item(), limit.item(), sinh_limit(x.dtype)
-    out, numbers = torch.empty_like(x), x.new_empty(5, x.shape[0], 1, x.shape[2])
+    out, numbers = torch.empty_like(x), x.new_empty(6, x.shape[0], 1, x.shape[2])
     memory = Scratch(x, 1)
-    for a, r, z, s_x, s_r, inner, exp, value in pieces(x, shortcut, out, *numbers):
+    for a, r, z, s_x, s_r, inner, exp, s_z, value in pieces(x, shortcut, out, *numbers):
         (p,) = memory.like(z)
         for first, second, product in ((a, a, s_x), (r, r, s_r), (a, r, inner)):
             dot(first, second, p, out=product)
@@ -76,10 +76,10 @@ def residual(
         by_x, by_r, time = total.by_x, total.by_r, total.time_x * total.time_r
         # with points far from the origin, terms of z and of its time part cancel; the bound must hold all the same
         is_far = time.max().item() > _FAR
-        square = None if is_far else square_from_time(time.add_(total.exp_inner), most)
+        square = None if is_far else square_from_time(time.add_(total.exp_inner), most, out=s_z)
         if square is None:
             torch.mul(a, by_x, out=z).addcmul_(r, by_r)
-            factor = BoundedFactor(dot(z, z, p), number, most, tangent, out=value).value
+            factor = BoundedFactor(dot(z, z, p, out=s_z), number, most, tangent, out=value).value
             if factor is not None:
                 z.mul_(factor)
         else:
@@ -113,7 +113,7 @@ def residual_backward(
     to_x, to_shortcut, sum_c = torch.empty_like(x), torch.empty_like(x), 0.0
     memory = Scratch(x, 1)
     masks, one = grad if result is None else result, x.new_ones(1, 1, 1)
-    for a, r, g, mask, out_x, out_r, s_x, s_r, inner, exp, value in pieces(
+    for a, r, g, mask, out_x, out_r, s_x, s_r, inner, exp, s_z, value in pieces(
         x, shortcut, grad, masks, to_x, to_shortcut, *numbers
     ):
         (p,) = memory.like(a)
@@ -124,9 +124,7 @@ def residual_backward(
             sinh = SinhFactor(s_r, number, reach, exp, root_(torch.addcmul(one, exp * exp, s_r)))
         total = _Sum(s_x, s_r, inner, sinh, x_first)
         by_x, by_r, (z_x, z_r) = total.by_x, total.by_r, total.products()
-        # what cancels here is lost near zero, where the factor does not depend on it
-        square = (by_x * z_x).addcmul_(by_r, z_r).clamp_(min=0)
-        factor = BoundedFactor(square, number, most, tangent, value=value if tangent else None)
+        factor = BoundedFactor(s_z, number, most, tangent, value=value if tangent else None)
         exp, time_x, time_r, share, exp_inner = total.exp, total.time_x, total.time_r, total.share, total.exp_inner
         d = None
         if factor.value is not None:
