@@ -550,3 +550,42 @@ def test_hyperplanes_so_far_away_that_their_distances_have_no_sinh_to_square(bac
     grads = torch.autograd.grad(h.sum(), (x, weight, bias))
     assert all(g.isfinite().all() for g in grads)
     torch.testing.assert_close(grads[0][0, 0].item(), 2 * 2e-3 * math.hypot(1, expected), rtol=1e-5, atol=0.0)
+
+
+def gradients(function, tensors, dtype):
+    """Of a sum with weights over the result."""
+    leaves = [t.to(dtype).requires_grad_() for t in tensors]
+    y = function(*leaves)
+    return torch.autograd.grad(y, leaves, torch.linspace(-1, 1, y.numel()).to(dtype).view_as(y))
+
+
+@pytest.mark.parametrize("noise", [1e-1, 1e-3, 1e-5])
+@pytest.mark.parametrize("order", ["fr", "rf"])
+def test_gradients_of_sums_that_cancel(order, noise, backend):
+    """In single precision: the factor to tangent vectors near the origin comes from squares that rounding changes."""
+    u = 2 * torch.nn.functional.normalize(torch.randn(4, 3, 50), dim=1)
+    charts = {"in_chart": "hyperboloid", "shortcut_chart": "tangent", "out_chart": "tangent"}
+    tensors = F.convert(u, "tangent", "hyperboloid", c=1.0, dim=1), noise * torch.randn_like(u) - u
+    single, double = (
+        gradients(lambda x, r: F.mobius_residual(x, r, c=1.0, order=order, **charts), tensors, dtype)
+        for dtype in (torch.float32, torch.float64)
+    )
+    for a, b in zip(single, double, strict=True):
+        assert (a.double() - b).norm() < 4e-5 * b.norm()
+
+
+@pytest.mark.parametrize("noise", [1e-2, 1e-3, 1e-4])
+def test_gradients_of_norms_that_bring_points_to_the_origin(noise, backend):
+    direction = torch.nn.functional.normalize(torch.tensor([1.0, -0.5, 0.3]), dim=0)
+    u = noise * torch.randn(4, 3, 50) - math.atanh(0.95) * direction[:, None]
+
+    def norm(u, center):
+        one = torch.ones_like(center)
+        return F.midpoint_batch_norm(
+            u, torch.zeros_like(one), one, one, center, eps=0.0, scale="channel", c=1.0, in_chart="tangent",
+            out_chart="tangent",
+        )  # fmt: skip
+
+    single, double = (gradients(norm, (u, 0.95 * direction), t) for t in (torch.float32, torch.float64))
+    assert (single[0].double() - double[0]).norm() < 4e-5 * double[0].norm()
+    assert (single[1].double() - double[1]).norm() < 1e-3 * double[1].norm()
